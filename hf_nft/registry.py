@@ -2,7 +2,8 @@
 
 A plug-in is one file in `hf_nft/<kind>/` holding one public class (a concrete subclass of the folder's base) whose
 `name` equals the file's name. Listing reads file names only; a file is imported when its plug-in is first asked for.
-Other packages add plug-ins through the entry-point groups `hf_nft.attacks`, `hf_nft.tasks`, `hf_nft.defenses`.
+Other packages add plug-ins through the entry-point groups `hf_nft.attacks`, `hf_nft.tasks`, `hf_nft.defenses`,
+`hf_nft.models`.
 """
 
 import importlib
@@ -14,14 +15,14 @@ from typing import Any
 
 from hf_nft.errors import UnknownNameError
 
-KINDS = {"attacks": "attack", "tasks": "task", "defenses": "defense"}
+KINDS = {"attacks": "attack", "tasks": "task", "defenses": "defense", "models": "architecture"}
 
 
 def names(kind: str) -> list[str]:
     """List the plug-ins of one kind without importing them.
 
     Args:
-        kind: `attacks`, `tasks` or `defenses`.
+        kind: `attacks`, `tasks`, `defenses` or `models`.
 
     Returns:
         Sorted names: the built-in files, then those of installed entry points, without duplicates.
@@ -36,7 +37,7 @@ def get(kind: str, name: str) -> Any:
     """Return the class of a plug-in.
 
     Args:
-        kind: `attacks`, `tasks` or `defenses`.
+        kind: `attacks`, `tasks`, `defenses` or `models`.
         name: The plug-in's name, which is its file's name.
 
     Returns:

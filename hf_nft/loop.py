@@ -1,0 +1,332 @@
+"""The one training loop: every method and the planting of victims run on it, for every modality.
+
+All examples lie on the device as one `Batch`. Each step's randomness comes from a generator seeded by (seed, stage,
+step) and nothing else, so what a step draws does not depend on the number of processes, on gradient accumulation or on
+an interruption: processes and micro-batches take slices of the same global batch, and a resumed run draws what the
+uninterrupted one would have. The loop knows no method and no modality; a `Stage` brings the objective.
+"""
+
+import signal
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import tqdm
+from torch import nn
+
+from hf_nft.errors import DivergedError, OutputError
+from hf_nft.types import Batch, rows_of, take
+
+SYNC_EVERY = 20
+"""Steps between two looks at the losses; each look waits for the device once."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one step works on: an augmented batch, and a partner to mix it with.
+
+    Attributes:
+        batch: Augmented rows.
+        partner: Rows it is mixed with, one for each; None without mixing.
+        lam: Weight of `batch` in [0, 1].
+    """
+
+    batch: Batch
+    partner: Batch | None = None
+    lam: float = 1.0
+
+    def part(self, rows: slice) -> "Draw":
+        """Return some of the rows, each with its own partner."""
+        partner = None if self.partner is None else take(self.partner, rows)
+        return Draw(take(self.batch, rows), partner, self.lam)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One phase of training.
+
+    Attributes:
+        name: Names the random stream and the checkpoint.
+        steps: Number of optimizer steps.
+        draw: Makes a step's global batch from the step number and its generator.
+        objective: Loss of a part of it, a scalar mean over rows.
+        optimizer: None when nothing is learnt and only forward passes count (statistics).
+        lr: Learning rate at a step, counted from 0.
+        after_step: Called after each optimizer step (projection).
+        stop: Asked every `SYNC_EVERY` steps and before the first, whether to stop early.
+    """
+
+    name: str
+    steps: int
+    draw: Callable[[int, torch.Generator], Draw]
+    objective: Callable[[nn.Module, Draw], torch.Tensor]
+    optimizer: torch.optim.Optimizer | None
+    lr: Callable[[int], float] = lambda step: 0.0
+    after_step: Callable[[], None] = lambda: None
+    stop: Callable[[], bool] = lambda: False
+
+
+@dataclass
+class Checkpoint:
+    """Where a run keeps its state, and how often; `path=None` keeps nothing on disk.
+
+    Attributes:
+        path: File of the checkpoint.
+        every: Steps between two writes.
+        resume: Whether to go on from the file.
+        facts: What must agree between the interrupted run and this one.
+    """
+
+    path: Path | None = None
+    every: int = 100
+    resume: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Replace the file in one move."""
+        if self.path is not None:
+            part = self.path.with_suffix(".part")
+            torch.save({"facts": self.facts, **state}, part)
+            part.replace(self.path)
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the saved state if there is one to go on from.
+
+        Raises:
+            OutputError: If the file belongs to a run with other settings.
+        """
+        if not self.resume or self.path is None or not self.path.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        changed = [key for key in self.facts if state["facts"].get(key) != self.facts[key]]
+        if changed:
+            raise OutputError(
+                f"--resume: expected the settings of the interrupted run, found other {', '.join(changed)}. "
+                f"Repeat its command, or remove {self.path.parent} to start afresh."
+            )
+        return state
+
+
+class Loop:
+    """Runs stages on one Accelerate setup; see the module's text for what it guarantees."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        seed: int,
+        checkpoint: Checkpoint | None = None,
+        progress: bool = False,
+        report: Callable[[], dict[str, float]] = dict,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            accelerator: Device, precision, processes and accumulation.
+            seed: Seed of every random stream.
+            checkpoint: Where to keep state; default nowhere.
+            progress: Whether to show a bar, on the main process, on stderr.
+            report: Extra numbers for the bar, such as the mean mask.
+        """
+        self.accelerator, self.seed = accelerator, seed
+        self.checkpoint = checkpoint or Checkpoint()
+        self.progress, self.report = progress, report
+        self.sample_forwards = 0
+        self.steps = 0
+        self.losses: dict[str, list[float]] = {}
+        self._results: dict[str, torch.Tensor] = {}
+        self._saved = self.checkpoint.read()
+        if self._saved is not None:
+            self.losses, self._results = self._saved["losses"], self._saved["results"]
+            self.sample_forwards, self.steps = self._saved["sample_forwards"], self._saved["steps"]
+
+    def once(self, name: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Compute a tensor, or take it from the interrupted run: for stages whose only product is that tensor.
+
+        Args:
+            name: Key in the checkpoint.
+            compute: Runs the stages and returns the product.
+
+        Returns:
+            The product, on the CPU.
+        """
+        if name not in self._results:
+            paused, self.checkpoint = self.checkpoint, Checkpoint()
+            try:
+                self._results[name] = compute().cpu()
+            finally:
+                self.checkpoint = paused
+            self._save(None, 0, {})
+        return self._results[name]
+
+    def run(self, stage: Stage, model: nn.Module, state: Callable[[], dict[str, torch.Tensor]]) -> list[float]:
+        """Run one stage to its end.
+
+        Args:
+            stage: What to do.
+            model: The model, prepared by Accelerate or not.
+            state: Returns the live tensors that the stage changes; they are saved and restored in place.
+
+        Returns:
+            The loss of every step that was run, one number each.
+
+        Raises:
+            DivergedError: If a loss is not finite; the tensors of `state` then hold their last good values.
+        """
+        live, start, losses = state(), 0, self.losses.setdefault(stage.name, [])
+        if self._saved is not None and self._saved["stage"] == stage.name:
+            start = self._saved["step"]
+            _restore(live, self._saved["live"])
+            if stage.optimizer is not None:
+                stage.optimizer.load_state_dict(self._saved["optimizer"])
+            self._saved = None
+        good = _copy(live)
+        bar = tqdm(total=stage.steps, initial=start, desc=stage.name, disable=not self.progress, leave=False)
+        pending: list[torch.Tensor] = []
+        with bar, _interrupts() as interrupted:
+            for step in range(start, stage.steps):
+                if step % SYNC_EVERY == 0 and stage.stop():
+                    break
+                pending.append(self._step(stage, model, step))
+                due = (step + 1) % self.checkpoint.every == 0
+                if len(pending) == SYNC_EVERY or step + 1 == stage.steps or due or interrupted:
+                    values = torch.stack(pending).tolist()
+                    if not all(map(_finite, values)):
+                        _restore(live, good)
+                        raise DivergedError(
+                            f"{stage.name}: expected finite losses, found {values} up to step {step + 1}. "
+                            f"Lower the learning rate or use --mixed-precision no; the last good state was kept."
+                        )
+                    bar.update(len(values))
+                    bar.set_postfix({"loss": f"{values[-1]:.4f}", **{k: f"{v:.4f}" for k, v in self.report().items()}})
+                    losses += values
+                    pending = []
+                if due or interrupted:
+                    good = _copy(live)
+                    self._save(stage, step + 1, good)
+                if interrupted:
+                    raise KeyboardInterrupt
+        return losses
+
+    def _step(self, stage: Stage, model: nn.Module, step: int) -> torch.Tensor:
+        draw = stage.draw(step, generator(self.seed, stage.name, step))
+        rows = rows_of(draw.batch)
+        self.steps += 1
+        self.sample_forwards += rows
+        if stage.optimizer is None:
+            with torch.no_grad(), self.accelerator.autocast():
+                return stage.objective(model, draw).detach()
+        for group in stage.optimizer.param_groups:
+            group["lr"] = stage.lr(step)
+        parts = list(self._parts(rows))
+        total = torch.zeros((), device=self.accelerator.device)
+        for part in parts:
+            with self.accelerator.accumulate(model):
+                with self.accelerator.autocast():
+                    # Accelerate divides by the number of parts, and processes are averaged: undo both for uneven parts.
+                    weight = (part.stop - part.start) * len(parts) * self.accelerator.num_processes / rows
+                    loss = stage.objective(model, draw.part(part)) * weight
+                self.accelerator.backward(loss)
+                total += loss.detach() / len(parts)
+                stage.optimizer.step()
+                stage.optimizer.zero_grad()
+        stage.after_step()
+        return self.accelerator.reduce(total, reduction="mean") if self.accelerator.num_processes > 1 else total
+
+    def _parts(self, rows: int) -> Iterator[slice]:
+        """This process's micro-batches: contiguous slices of the global batch."""
+        world, count = self.accelerator.num_processes, self.accelerator.gradient_accumulation_steps
+        edges = [round(i * rows / (world * count)) for i in range(world * count + 1)]
+        first = self.accelerator.process_index * count
+        for i in range(first, first + count):
+            yield slice(edges[i], edges[i + 1])
+
+    def _save(self, stage: Stage | None, step: int, live: dict[str, torch.Tensor]) -> None:
+        if self.accelerator.is_main_process:
+            self.checkpoint.write(
+                {
+                    "stage": stage.name if stage is not None else None,
+                    "step": step,
+                    "live": live,
+                    "optimizer": stage.optimizer.state_dict() if stage is not None and stage.optimizer else None,
+                    "losses": self.losses,
+                    "results": self._results,
+                    "sample_forwards": self.sample_forwards,
+                    "steps": self.steps,
+                }
+            )
+
+
+def generator(seed: int, stage: str, step: int) -> torch.Generator:
+    """Return the random stream of one step.
+
+    Args:
+        seed: Seed of the run.
+        stage: Name of the stage.
+        step: Number of the step.
+
+    Returns:
+        A CPU generator; the same three values always give the same stream.
+    """
+    mixed = zlib.crc32(f"{seed}/{stage}/{step}".encode()) ^ (seed << 32)
+    return torch.Generator().manual_seed(mixed & 0x7FFFFFFFFFFFFFFF)
+
+
+def make_accelerator(mixed_precision: str = "auto", accumulation: int = 1) -> Accelerator:
+    """Create the Accelerate setup.
+
+    Args:
+        mixed_precision: `no`, `fp16`, `bf16`, or `auto`: bf16 where the hardware multiplies it natively.
+        accumulation: Micro-batches per step, >= 1.
+
+    Returns:
+        The accelerator; an earlier one of this process with another precision is replaced.
+    """
+    if mixed_precision == "auto":
+        mixed_precision = "bf16" if native_bf16() else "no"
+    current = AcceleratorState._shared_state.get("_mixed_precision")
+    if current is not None and current != mixed_precision:
+        AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation)
+
+
+def native_bf16() -> bool:
+    """Return whether bf16 pays on this machine: a GPU that has it, or a CPU with AMX or AVX512-BF16 instructions."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    flags = torch.backends.cpu.get_cpu_capability() if torch.backends.mkldnn.is_available() else ""
+    return flags.startswith("AVX512") and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")
+
+
+def _copy(live: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in live.items()}
+
+
+def _restore(live: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in live.items():
+            tensor.copy_(saved[name])
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Turn Ctrl-C and SIGTERM into a flag that is read between two steps, so that the state saved is whole."""
+    received: list[int] = []
+    try:
+        old = {number: signal.signal(number, lambda n, _: received.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: the caller handles signals
+        old = {}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,75 @@
+"""Shots: the few clean examples a defender owns, chosen per class and recorded by index."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hf_nft.errors import DataError
+from hf_nft.types import Batch, rows_of
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Clean examples, encoded, with where they came from.
+
+    Attributes:
+        batch: The encoded rows, as the task encodes them.
+        per_class: Shots per class; for tasks without classes, shots in all.
+        classes: Number of classes present (1 for tasks without classes).
+        indices: Row numbers in the data set's train part.
+        seed: Seed of the draw.
+        fingerprint: Content hash of the data set, see `hf_nft.data.fingerprint`.
+    """
+
+    batch: Batch = field(repr=False)
+    per_class: float
+    classes: int = 1
+    indices: tuple[int, ...] = ()
+    seed: int = 0
+    fingerprint: str = ""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return rows_of(self.batch)
+
+
+def held_out(total: int, fraction: float, seed: int = 0) -> np.ndarray:
+    """Rows that a planted victim never sees, so that shots can be drawn from them.
+
+    Args:
+        total: Rows of the train part.
+        fraction: Share held out, in [0, 1).
+        seed: Seed of the permutation.
+
+    Returns:
+        Sorted int64 row numbers: the first `floor(fraction * total)` of a fixed permutation.
+    """
+    return np.sort(np.random.default_rng((seed, 1)).permutation(total)[: int(total * fraction)])
+
+
+def choose(strata: np.ndarray, per_class: int, seed: int = 0, pool: np.ndarray | None = None) -> np.ndarray:
+    """Choose the same number of rows of every class.
+
+    Args:
+        strata: Class of each row, shape (rows,).
+        per_class: Rows per class, >= 1.
+        seed: Seed of the draw; each class has its own stream, so that 10 shots begin with the rows of 5 shots.
+        pool: Row numbers to choose from; default all.
+
+    Returns:
+        int64 row numbers, shape (classes * per_class,), class by class.
+
+    Raises:
+        DataError: If a class has fewer than `per_class` rows in the pool; the message names the class.
+    """
+    pool = np.arange(len(strata)) if pool is None else pool
+    chosen = []
+    for label in np.unique(strata):
+        rows = pool[strata[pool] == label]
+        if len(rows) < per_class:
+            raise DataError(
+                f"shots: expected at least {per_class} clean examples of class {label}, found {len(rows)}. "
+                f"Lower --shots to {len(rows)} or add examples."
+            )
+        chosen.append(np.random.default_rng((seed, int(label))).permutation(rows)[:per_class])
+    return np.concatenate(chosen)

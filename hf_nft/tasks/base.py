@@ -1,0 +1,147 @@
+"""What a modality must tell the rest of the package: one file per task.
+
+A task is bound to the processor of one suspect. Everything else sees encoded examples as an opaque `Batch` and asks
+the task to augment, mix, run and judge them. A task file defines one concrete subclass of `Task` whose `name` is the
+file's name. It must not know any attack, and must not draw randomness from anywhere but the generator it is handed.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import torch
+from torch import nn
+
+from hf_nft.types import Batch, Inputs
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of an evaluation, as data: which predictions are compared with which references by which module.
+
+    Attributes:
+        name: Key in records: `acc`, `asr`, `racc`, `perplexity`.
+        module: File in `hf_nft/evaluation/metrics`.
+        split: `clean` or `triggered` test rows.
+        prediction: Key of what `Task.predict` returns.
+        reference: What it is compared with: `target` (the row's own answer) or `attack` (what the attacker wants).
+        config: Configuration name of the metric module.
+    """
+
+    name: str
+    module: str
+    split: str
+    prediction: str
+    reference: str
+    config: str | None = None
+
+
+class Task(ABC):
+    """Loader, encoding, augmentation, mixing, loss and judgement of one modality."""
+
+    name: ClassVar[str]
+    auto_class: ClassVar[str]
+    """Name of the transformers Auto class that loads a model of this task."""
+    pipeline_tag: ClassVar[str]
+    """Hub task name, for cards."""
+    architectures: ClassVar[tuple[str, ...]]
+    """Endings of `config.architectures` entries that belong to this task."""
+    input_column: ClassVar[str]
+    target_column: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]]
+
+    def __init__(self, processor: Any) -> None:
+        """Bind the task to a processor (image processor, tokenizer ...)."""
+        self.processor = processor
+
+    @classmethod
+    @abstractmethod
+    def load_processor(cls, folder: str) -> Any:
+        """Load the processor that belongs to a model folder."""
+
+    @classmethod
+    @abstractmethod
+    def standardize(cls, dataset: datasets.Dataset, columns: Mapping[str, str]) -> datasets.Dataset:
+        """Rename columns to `input_column` and `target_column` and drop the rest.
+
+        Args:
+            dataset: Rows as stored.
+            columns: The user's overrides, canonical name to stored name.
+
+        Returns:
+            The data set with exactly the canonical columns.
+
+        Raises:
+            DataError: If a column is missing or ambiguous; the message lists those found.
+        """
+
+    def align(self, dataset: datasets.Dataset, model: nn.Module) -> datasets.Dataset:
+        """Translate the data set's labels into the model's, by name, then by id with a warning."""
+        return dataset
+
+    def fit(self, dataset: datasets.Dataset) -> datasets.Dataset:
+        """Bring inputs to the size the model sees, so that a trigger applied afterwards is not resampled."""
+        return dataset
+
+    @abstractmethod
+    def strata(self, dataset: datasets.Dataset) -> np.ndarray:
+        """Return the class of each row, int64 of shape (rows,); zeros for tasks without classes."""
+
+    @abstractmethod
+    def encode(self, dataset: datasets.Dataset) -> Batch:
+        """Turn rows into tensors, without any randomness."""
+
+    @abstractmethod
+    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Return randomly augmented rows (same keys and shapes)."""
+
+    @abstractmethod
+    def inputs(self, model: nn.Module, batch: Batch) -> Inputs:
+        """Return the keyword arguments of a forward pass on these rows."""
+
+    @abstractmethod
+    def mix(self, model: nn.Module, batch: Batch, partner: Batch, lam: float) -> Inputs:
+        """Return the arguments of a forward pass on `lam * batch + (1 - lam) * partner`.
+
+        Source: Zhang et al., mixup (ICLR 2018); per task see the file.
+        """
+
+    @abstractmethod
+    def loss(self, output: Any, batch: Batch) -> torch.Tensor:
+        """Mean cross-entropy of a model's output against these rows' answers, a scalar."""
+
+    @abstractmethod
+    def divergence(self, output: Any, teacher: Any, batch: Batch, temperature: float) -> torch.Tensor:
+        """Mean KL divergence from the teacher's output to this output at a temperature, times its square; a scalar."""
+
+    @abstractmethod
+    def accuracy(self, output: Any, batch: Batch) -> torch.Tensor:
+        """Share of correct answers in [0, 1], a scalar, without moving data off the device."""
+
+    @abstractmethod
+    def chance(self, model: nn.Module) -> float:
+        """Accuracy of guessing, in [0, 1]."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: Batch, wanted: set[str]) -> dict[str, list[Any]]:
+        """Predict these rows.
+
+        Args:
+            model: In evaluation mode.
+            batch: Encoded rows, on the model's device.
+            wanted: Which kinds of prediction to make, keys as in `metrics`.
+
+        Returns:
+            For each kind, as many predictions as the metric's references flatten to.
+        """
+
+    @abstractmethod
+    def references(self, dataset: datasets.Dataset, batch: Batch, prediction: str) -> list[Any]:
+        """Return what the predictions of one kind are compared with: the rows' own answers."""
+
+    @abstractmethod
+    def save_processor(self, folder: str) -> None:
+        """Write the processor beside a model."""

@@ -1,0 +1,254 @@
+"""Image classification: pixels as uint8 on the device, geometry by the model's own processor, CE under MixUp.
+
+Rows are encoded as `pixels` (rows, 3, H, W) uint8 and `labels` (rows,) int64. Augmentation is the reference's: pad
+4/32 of the side, random crop, horizontal flip; it comes before normalisation, mixing after (same as the published
+order, crop -> flip -> normalise -> MixUp).
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from hf_nft.errors import DataError
+from hf_nft.tasks.base import Metric, Task
+from hf_nft.types import Batch, Inputs
+
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
+
+
+class ImageClassification(Task):
+    """One label per RGB image."""
+
+    name = "image_classification"
+    auto_class = "AutoModelForImageClassification"
+    pipeline_tag = "image-classification"
+    architectures = ("ForImageClassification",)
+    input_column = "image"
+    target_column = "label"
+    metrics = (
+        Metric("acc", "accuracy", "clean", "label", "target"),
+        Metric("asr", "attack_success_rate", "triggered", "label", "attack"),
+        Metric("racc", "accuracy", "triggered", "label", "target"),
+    )
+
+    def __init__(self, processor: Any, flip: bool = True) -> None:
+        """Bind to an image processor.
+
+        Args:
+            processor: A transformers image processor.
+            flip: Whether augmentation may mirror images; not for signs and digits.
+        """
+        super().__init__(processor)
+        self.flip = flip
+        mean = getattr(processor, "image_mean", None) if getattr(processor, "do_normalize", False) else None
+        std = getattr(processor, "image_std", None) if mean is not None else None
+        scale = processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0
+        self._mean = torch.tensor(mean or [0.0] * 3).view(1, 3, 1, 1)
+        self._std = torch.tensor(std or [1.0] * 3).view(1, 3, 1, 1)
+        self._scale = float(scale)
+
+    @classmethod
+    def load_processor(cls, folder: str) -> Any:
+        """Load the image processor of a model folder (Pillow backend where torchvision is absent)."""
+        from transformers import AutoImageProcessor
+
+        try:
+            return AutoImageProcessor.from_pretrained(folder)
+        except (OSError, ValueError, ImportError) as error:
+            raise DataError(
+                f"{folder}: expected an image processor (preprocessor_config.json), found none that loads "
+                f"({str(error).splitlines()[0][:150]})."
+            ) from error
+
+    @classmethod
+    def standardize(cls, dataset: datasets.Dataset, columns: Mapping[str, str]) -> datasets.Dataset:
+        """Rename the image and the label column to `image` and `label`."""
+        features = dataset.features
+        images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+        classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        image = columns.get("image") or ("image" if "image" in images else images[0] if len(images) == 1 else None)
+        named = [name for name in LABEL_COLUMNS if name in features]
+        label = columns.get("label") or (named[0] if named else classes[0] if len(classes) == 1 else None)
+        for role, name, flag in (("image", image, "image"), ("label", label, "label")):
+            if name is None or name not in features:
+                raise DataError(
+                    f"{role} column: expected {name or 'one that can be recognised'!r}, found columns "
+                    f"{list(features)}. Name it with --column {flag}=NAME."
+                )
+        if not isinstance(features[image], datasets.Image):
+            raise DataError(f"column '{image}': expected images, found {features[image]}. Name it with --column.")
+        kept = dataset.select_columns([image, label])
+        renamed = kept.rename_columns({k: v for k, v in ((image, "image"), (label, "label")) if k != v})
+        values = np.asarray(renamed["label"])
+        if values.dtype.kind not in "iu":
+            names = sorted({str(value) for value in values})
+            feature = datasets.ClassLabel(names=names)
+            renamed = renamed.map(lambda row: {"label": str(row["label"])}).cast_column("label", feature)
+        elif values.min() < 0:
+            raise DataError("column 'label': expected labels >= 0, found -1 (an unlabelled split?). Choose another split.")
+        return renamed
+
+    def align(self, dataset: datasets.Dataset, model: nn.Module) -> datasets.Dataset:
+        """Map labels to the model's ids, by name, else by id with a warning.
+
+        Raises:
+            DataError: If names overlap only in part, or a label has no place in the model.
+        """
+        wanted = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]  # type: ignore[union-attr, index]
+        feature = dataset.features["label"]
+        have = feature.names if isinstance(feature, datasets.ClassLabel) else None
+        if have is not None:
+            ids = {_fold(name): i for i, name in enumerate(wanted)}
+            matched = [ids.get(_fold(name)) for name in have]
+            if all(i is not None for i in matched):
+                if matched == list(range(len(wanted))):
+                    return dataset
+                target = datasets.Features({**dataset.features, "label": datasets.ClassLabel(names=wanted)})
+                return dataset.map(
+                    lambda rows: {"label": [matched[y] for y in rows["label"]]}, batched=True, features=target
+                )
+            if any(i is not None for i in matched):
+                lost = [name for name, i in zip(have, matched, strict=True) if i is None]
+                raise DataError(
+                    f"labels: expected every data set label among the model's {wanted[:8]}, found {lost[:5]} missing. "
+                    f"Rename the labels or choose the data set the model was trained on."
+                )
+        top = int(np.max(np.asarray(dataset["label"])))
+        if top >= len(wanted) or (have is not None and len(have) > len(wanted)):
+            raise DataError(
+                f"labels: expected at most the model's {len(wanted)} classes, found {len(have) if have else top + 1}. "
+                f"Choose the data set the model was trained on."
+            )
+        warnings.warn(
+            f"labels matched by id, not by name: data set {(have or ['?'])[:3]}..., model {wanted[:3]}...", stacklevel=2
+        )
+        return dataset
+
+    def fit(self, dataset: datasets.Dataset) -> datasets.Dataset:
+        """Store every image as RGB at the size the model sees, losslessly, unless it already is."""
+        return dataset if self._is_fitted(dataset) else dataset.map(_Fit(self), batched=True, batch_size=256)
+
+    def _is_fitted(self, dataset: datasets.Dataset) -> bool:
+        side = _exact_size(self.processor)
+        images = dataset.select_columns(["image"])
+        return all(row["image"].mode == "RGB" and row["image"].size == side for row in images)
+
+    def _geometry(self, images: list[Image.Image]) -> np.ndarray:
+        rgb = [_rgb(image) for image in images]
+        if all(image.size == _exact_size(self.processor) for image in rgb):
+            return np.stack([np.asarray(image) for image in rgb])
+        out = self.processor(images=rgb, do_rescale=False, do_normalize=False, return_tensors="np")
+        pixels = np.asarray(out["pixel_values"], dtype=np.float32).transpose(0, 2, 3, 1)
+        return pixels.round().clip(0, 255).astype(np.uint8)
+
+    def strata(self, dataset: datasets.Dataset) -> np.ndarray:
+        """Return the labels."""
+        return np.asarray(dataset["label"], dtype=np.int64)
+
+    def encode(self, dataset: datasets.Dataset) -> Batch:
+        """Decode, convert to RGB and resize; `pixels` (rows, 3, H, W) uint8, `labels` (rows,) int64."""
+        parts = []
+        try:
+            for rows in dataset.select_columns(["image"]).iter(batch_size=512):
+                parts.append(torch.from_numpy(self._geometry(rows["image"])).permute(0, 3, 1, 2))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(
+                f"images: expected readable images, found one that is not ({str(error)[:150]}). Remove or replace it."
+            ) from error
+        pixels = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+        return {"pixels": pixels, "labels": torch.from_numpy(self.strata(dataset))}
+
+    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Pad by an eighth of the side, crop at random, mirror half of the images; one gather for the whole batch."""
+        pixels = batch["pixels"]
+        n, _, height, width = pixels.shape
+        pad = max(1, height // 8)
+        shift = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(pixels.device)
+        mirror = torch.rand(n, generator=generator).lt(0.5).to(pixels.device) & self.flip
+        padded = F.pad(pixels.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
+        row = shift[0, :, None] + torch.arange(height, device=pixels.device)
+        column = torch.arange(width, device=pixels.device).expand(n, width)
+        column = shift[1, :, None] + torch.where(mirror[:, None], width - 1 - column, column)
+        index = torch.arange(n, device=pixels.device)[:, None, None]
+        return {**batch, "pixels": padded[index, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)}
+
+    def _normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        device = pixels.device
+        floats = pixels.float() if not pixels.is_floating_point() else pixels
+        normalized = (floats * self._scale - self._mean.to(device)) / self._std.to(device)
+        return normalized.contiguous(memory_format=torch.channels_last)
+
+    def inputs(self, model: nn.Module, batch: Batch) -> Inputs:
+        """Normalise with the processor's constants."""
+        return {"pixel_values": self._normalize(batch["pixels"])}
+
+    def mix(self, model: nn.Module, batch: Batch, partner: Batch, lam: float) -> Inputs:
+        """Mix pixels; normalisation is affine, so mixing before it equals mixing after it."""
+        return {"pixel_values": self._normalize(torch.lerp(partner["pixels"].float(), batch["pixels"].float(), lam))}
+
+    def loss(self, output: Any, batch: Batch) -> torch.Tensor:
+        """Cross-entropy of `output.logits` (rows, classes)."""
+        return F.cross_entropy(output.logits.float(), batch["labels"])
+
+    def divergence(self, output: Any, teacher: Any, batch: Batch, temperature: float) -> torch.Tensor:
+        """Kullback-Leibler divergence of class distributions (Hinton et al., arXiv 1503.02531, section 2)."""
+        student = F.log_softmax(output.logits.float() / temperature, dim=-1)
+        answer = F.log_softmax(teacher.logits.float() / temperature, dim=-1)
+        return F.kl_div(student, answer, reduction="batchmean", log_target=True) * temperature**2
+
+    def accuracy(self, output: Any, batch: Batch) -> torch.Tensor:
+        """Share of rows whose largest logit is the label's."""
+        return (output.logits.argmax(-1) == batch["labels"]).float().mean()
+
+    def chance(self, model: nn.Module) -> float:
+        """One over the number of classes."""
+        return 1.0 / int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
+
+    def predict(self, model: nn.Module, batch: Batch, wanted: set[str]) -> dict[str, list[Any]]:
+        """Return `label`: the class of the largest logit of each row."""
+        return {"label": model(**self.inputs(model, batch)).logits.argmax(-1).tolist()}
+
+    def references(self, dataset: datasets.Dataset, batch: Batch, prediction: str) -> list[Any]:
+        """Return the labels."""
+        return batch["labels"].tolist()
+
+    def save_processor(self, folder: str) -> None:
+        """Write preprocessor_config.json."""
+        self.processor.save_pretrained(folder)
+
+
+class _Fit:
+    """The map behind `ImageClassification.fit`: new images, so that `datasets` stores PNG and not the source's JPEG."""
+
+    def __init__(self, task: ImageClassification) -> None:
+        self.task = task
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {"image": [Image.fromarray(pixels) for pixels in self.task._geometry(rows["image"])]}
+
+
+def _exact_size(processor: Any) -> tuple[int, int] | None:
+    """Return (width, height) if the processor resizes to exactly that and does no more geometry."""
+    size = getattr(processor, "size", None) or {}
+    exact = getattr(processor, "do_resize", False) and not getattr(processor, "do_center_crop", False)
+    if not exact or "height" not in size or "width" not in size:
+        return None
+    return int(size["width"]), int(size["height"])
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB; 16-bit grey is scaled, not clipped; an alpha channel is dropped."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _fold(name: str) -> str:
+    return name.strip().lower().replace("_", " ").replace("-", " ")

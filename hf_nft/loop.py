@@ -16,16 +16,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from accelerate.utils import tqdm
 from torch import nn
 
 from hf_nft.errors import DivergedError, OutputError
 from hf_nft.types import Batch, rows_of, take
-
-SYNC_EVERY = 20
-"""Steps between two looks at the losses; each look waits for the device once."""
-
 
 @dataclass(frozen=True)
 class Draw:
@@ -59,7 +56,8 @@ class Stage:
         optimizer: None when nothing is learnt and only forward passes count (statistics).
         lr: Learning rate at a step, counted from 0.
         after_step: Called after each optimizer step (projection).
-        stop: Asked every `SYNC_EVERY` steps and before the first, whether to stop early.
+        stop: Asked every `look_every` steps whether to stop early.
+        look_every: Steps between two looks at the losses; each look waits for the device once.
     """
 
     name: str
@@ -70,6 +68,7 @@ class Stage:
     lr: Callable[[int], float] = lambda step: 0.0
     after_step: Callable[[], None] = lambda: None
     stop: Callable[[], bool] = lambda: False
+    look_every: int = 20
 
 
 @dataclass
@@ -169,7 +168,8 @@ class Loop:
 
         Args:
             stage: What to do.
-            model: The model, prepared by Accelerate or not.
+            model: The bare model. Gradients are averaged over processes here: masks are a few kilobytes, and a
+                wrapper would not allow what is trained to change between stages.
             state: Returns the live tensors that the stage changes; they are saved and restored in place.
 
         Returns:
@@ -185,16 +185,17 @@ class Loop:
             if stage.optimizer is not None:
                 stage.optimizer.load_state_dict(self._saved["optimizer"])
             self._saved = None
+        optimizer = self.accelerator.prepare(stage.optimizer) if stage.optimizer is not None else None
         good = _copy(live)
         bar = tqdm(total=stage.steps, initial=start, desc=stage.name, disable=not self.progress, leave=False)
         pending: list[torch.Tensor] = []
         with bar, _interrupts() as interrupted:
             for step in range(start, stage.steps):
-                if step % SYNC_EVERY == 0 and stage.stop():
+                if step > start and not pending and stage.stop():
                     break
-                pending.append(self._step(stage, model, step))
+                pending.append(self._step(stage, optimizer, model, step))
                 due = (step + 1) % self.checkpoint.every == 0
-                if len(pending) == SYNC_EVERY or step + 1 == stage.steps or due or interrupted:
+                if len(pending) == stage.look_every or step + 1 == stage.steps or due or interrupted:
                     values = torch.stack(pending).tolist()
                     if not all(map(_finite, values)):
                         _restore(live, good)
@@ -213,30 +214,42 @@ class Loop:
                     raise KeyboardInterrupt
         return losses
 
-    def _step(self, stage: Stage, model: nn.Module, step: int) -> torch.Tensor:
+    def _step(
+        self, stage: Stage, optimizer: AcceleratedOptimizer | None, model: nn.Module, step: int
+    ) -> torch.Tensor:
         draw = stage.draw(step, generator(self.seed, stage.name, step))
         rows = rows_of(draw.batch)
         self.steps += 1
         self.sample_forwards += rows
-        if stage.optimizer is None:
+        if optimizer is None:
             with torch.no_grad(), self.accelerator.autocast():
                 return stage.objective(model, draw).detach()
-        for group in stage.optimizer.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = stage.lr(step)
         parts = list(self._parts(rows))
         total = torch.zeros((), device=self.accelerator.device)
         for part in parts:
             with self.accelerator.accumulate(model):
                 with self.accelerator.autocast():
-                    # Accelerate divides by the number of parts, and processes are averaged: undo both for uneven parts.
+                    # Accelerate divides by the number of parts, and processes are averaged: parts may be uneven
                     weight = (part.stop - part.start) * len(parts) * self.accelerator.num_processes / rows
                     loss = stage.objective(model, draw.part(part)) * weight
                 self.accelerator.backward(loss)
                 total += loss.detach() / len(parts)
-                stage.optimizer.step()
-                stage.optimizer.zero_grad()
+                if self.accelerator.sync_gradients:
+                    self._average_gradients(optimizer)
+                optimizer.step()
+                optimizer.zero_grad()
         stage.after_step()
         return self.accelerator.reduce(total, reduction="mean") if self.accelerator.num_processes > 1 else total
+
+    def _average_gradients(self, optimizer: AcceleratedOptimizer) -> None:
+        if self.accelerator.num_processes == 1:
+            return
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
     def _parts(self, rows: int) -> Iterator[slice]:
         """This process's micro-batches: contiguous slices of the global batch."""

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -137,7 +137,7 @@ def plant(
     rows = rows_of(batch)
     batch_size = min(config.batch_size, rows)
     steps = config.epochs * max(1, rows // batch_size)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    model.to(accelerator.device)
     data = to_device(batch, accelerator.device)
 
     def draw(step: int, stream: torch.Generator) -> Draw:
@@ -147,13 +147,10 @@ def plant(
     def objective(network: nn.Module, part: Draw) -> torch.Tensor:
         return task.loss(network(**task.inputs(model, part.batch)), part.batch)
 
-    def state() -> dict[str, torch.Tensor]:
-        return dict(model.state_dict(keep_vars=True))
-
     loop = Loop(
         accelerator,
         config.seed,
-        Checkpoint(checkpoint, every=500, resume=resume, facts=_facts(config)),
+        Checkpoint(checkpoint, every=500, resume=resume, facts=dataclasses.asdict(config)),
         progress,
     )
     stage = Stage(
@@ -164,11 +161,7 @@ def plant(
         optimizer,
         lambda step: one_cycle(step, steps, config.lr, config.warmup),
     )
-    losses = loop.run(stage, prepared, state)
-    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    losses = loop.run(stage, model, lambda: model.state_dict(keep_vars=True))
     model.eval()
     return PlantResult(losses, loop.sample_forwards, accelerator.mixed_precision)
 
-
-def _facts(config: PlantConfig) -> dict[str, Any]:
-    return dataclasses.asdict(config)

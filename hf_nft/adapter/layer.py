@@ -42,7 +42,7 @@ class MaskSpec:
     init: float = 1.0
 
 
-class NFTLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class NFTLayer(nn.Module, BaseTunerLayer):
     """A frozen base layer whose neurons are scaled by masks.
 
     Args:
@@ -137,13 +137,19 @@ class NFTLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def reset_running_stats(self) -> None:
         """Reset the running statistics of the active adapter, never those of the base layer."""
         owner = self._statistics_owner()
-        if owner is None:
-            return
         for name, value in zip(NORM_STATISTICS, (0, 1, 0), strict=True):
-            getattr(self, f"nft_{name}")[owner].fill_(value)
+            if owner is not None:
+                getattr(self, f"nft_{name}")[owner].fill_(value)
+
+    def _base_tensor(self, name: str) -> Tensor | None:
+        """A parameter or buffer of the base layer, None where it has none."""
+        value = getattr(self.get_base_layer(), name, None)
+        assert value is None or isinstance(value, Tensor)
+        return value
 
     def _folded_weight(self, names: list[str]) -> Tensor:
-        weight: Tensor = self.get_base_layer().weight
+        weight = self._base_tensor("weight")
+        assert weight is not None
         for name in names:
             if name in self.nft_mask:
                 assert self.rule is not None
@@ -152,7 +158,7 @@ class NFTLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return weight
 
     def _folded_bias(self, names: list[str]) -> Tensor | None:
-        bias: Tensor | None = getattr(self.get_base_layer(), "bias", None)
+        bias = self._base_tensor("bias")
         for name in names:
             if bias is not None and name in self.nft_mask and self._masks_bias(name):
                 bias = bias.to(torch.promote_types(bias.dtype, torch.float32)) * self.nft_mask[name].view(bias.shape)
@@ -162,16 +168,17 @@ class NFTLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return self.specs[name].mask_bias and self.specs[name].side != "input"
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor | None:  # type: ignore[override]
         """The effective weight, in the base dtype; parents such as `nn.MultiheadAttention` read it."""
-        base_weight: Tensor = self.get_base_layer().weight
-        return base_weight if base_weight is None else self._folded_weight(self._acting()).to(base_weight.dtype)
+        weight = self._base_tensor("weight")
+        return weight if weight is None else self._folded_weight(self._acting()).to(weight.dtype)
 
     @property
-    def bias(self) -> Tensor | None:
+    def bias(self) -> Tensor | None:  # type: ignore[override]
         """The effective bias, in the base dtype."""
-        bias, base = self._folded_bias(self._acting()), self.get_base_layer()
-        return None if bias is None else bias.to(base.bias.dtype)
+        bias = self._base_tensor("bias")
+        folded = self._folded_bias(self._acting())
+        return None if bias is None or folded is None else folded.to(bias.dtype)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the base layer with the active masks.
@@ -193,7 +200,7 @@ class NFTLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             if self.specs[name].side == "input":
                 x = x * expand_groups(self.nft_mask[name], x.shape[-1]).to(x.dtype)
         y: Tensor = base(x, *args, **kwargs)
-        bias = getattr(base, "bias", None)
+        bias = self._base_tensor("bias")
         for name in names:
             if self.specs[name].side == "output":
                 assert self.rule is not None
@@ -213,9 +220,10 @@ class NFTLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         elif owns_statistics(base) and base.training and not self.merged:
             # a training-mode pass with the adapter disabled must not move the suspect's statistics either
             state = {name: getattr(base, name).clone() for name in NORM_STATISTICS}
-        if getattr(base, "weight", None) is not None and (names or state):
+        weight = self._base_tensor("weight")
+        if weight is not None and (names or state):
             # statistics are fp32; batch_norm wants gain and bias of the same dtype as they are
-            dtype = state["running_mean"].dtype if owner is not None else base.weight.dtype
+            dtype = state["running_mean"].dtype if owner is not None else weight.dtype
             state["weight"] = self._folded_weight(names).to(dtype)
             if (bias := self._folded_bias(names)) is not None:
                 state["bias"] = bias.to(dtype)

@@ -1,6 +1,7 @@
 """NFT as a PEFT method: `get_peft_model`, `PeftModel.from_pretrained` and the rest work once this is imported."""
 
 import copy
+import warnings
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -11,12 +12,13 @@ from torch import nn
 
 from hf_nft.adapter.config import NFTConfig
 from hf_nft.adapter.layer import MaskSpec, NFTLayer
-from hf_nft.adapter.rules import output_units
-from hf_nft.adapter.targets import HINT, base_model, resolve, statistics_modules
+from hf_nft.adapter.rules import output_units, rule_for
+from hf_nft.adapter.survey import base_model
+from hf_nft.adapter.targets import HINT, resolve, statistics_modules
 from hf_nft.errors import ConfigError, SuspectError, UnknownNameError
 
 
-class NFTModel(BaseTuner):  # type: ignore[misc]
+class NFTModel(BaseTuner):
     """Attaches masks to a frozen model.
 
     Raises:
@@ -27,8 +29,9 @@ class NFTModel(BaseTuner):  # type: ignore[misc]
     tuner_layer_cls = NFTLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's own declaration)
 
-    def _prepare_adapter_config(self, peft_config: NFTConfig, model_config: dict[str, Any]) -> NFTConfig:
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> NFTConfig:
         """Resolve the placement into names, unless a saved adapter brought them along."""
+        assert isinstance(peft_config, NFTConfig)
         if peft_config.resolved_modules is None:
             used, targets = resolve(self.model, peft_config)
             peft_config.resolved_placement, peft_config.resolved_modules = used, list(targets)
@@ -41,16 +44,22 @@ class NFTModel(BaseTuner):  # type: ignore[misc]
                 raise UnknownNameError("module", name, known, f"The adapter was made for another model. {HINT}")
         return peft_config
 
+    def _check_tied_modules(self, model: nn.Module, peft_config: PeftConfig) -> None:
+        """Leave tied targets to `resolve_targets`, which refuses them; PEFT would only warn."""
+        if getattr(peft_config, "modules_to_save", None):
+            super()._check_tied_modules(model, peft_config)
+
     @staticmethod
-    def _check_target_module_exists(peft_config: NFTConfig, key: str) -> bool | _ExcludedModule:
+    def _check_target_module_exists(peft_config: PeftConfig, key: str) -> Any:
         """Match full names only: a resolved name must not catch a longer one that ends in it."""
+        assert isinstance(peft_config, NFTConfig)
         if key in (peft_config.resolved_modules or ()) or key in peft_config.statistics_modules:
             return True
         return _ExcludedModule() if peft_config.exclude_modules else False
 
     def _create_and_replace(
         self,
-        peft_config: NFTConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -59,6 +68,7 @@ class NFTModel(BaseTuner):  # type: ignore[misc]
         parameter_name: str | None = None,
     ) -> None:
         """Wrap one module, or add the adapter to a module that is wrapped already."""
+        assert isinstance(peft_config, NFTConfig)
         spec = self._spec(peft_config, target, current_key)
         if isinstance(target, NFTLayer):
             target.update_layer(adapter_name, spec)
@@ -74,11 +84,11 @@ class NFTModel(BaseTuner):  # type: ignore[misc]
             return MaskSpec("statistics", 0)
         if key in config.input_units:
             return MaskSpec("input", config.input_units[key], config.mask_bias, config.init_mask)
-        layer = target if isinstance(target, NFTLayer) else NFTLayer(target, "probe")
-        if layer.rule is None:
-            return None
-        units = output_units(layer.get_base_layer(), layer.rule)
-        return MaskSpec(layer.rule.side, units, config.mask_bias, config.init_mask)
+        base = target.get_base_layer() if isinstance(target, NFTLayer) else target
+        rule = rule_for(base)
+        if rule is None:
+            return None  # the layer refuses, with the reason
+        return MaskSpec(rule.side, output_units(base, rule), config.mask_bias, config.init_mask)
 
 
 def get_nft_model(model: nn.Module, config: NFTConfig | None = None, adapter_name: str = "default") -> PeftModel:
@@ -103,7 +113,12 @@ def get_nft_model(model: nn.Module, config: NFTConfig | None = None, adapter_nam
             "Call merge_and_unload() or unload() first, or model.add_adapter(name, NFTConfig()) for a second set."
         )
     model.requires_grad_(False)
-    return get_peft_model(model, copy.deepcopy(config) if config is not None else NFTConfig(), adapter_name)
+    with warnings.catch_warnings():
+        # PEFT 0.21 reads a property that transformers 5.23 calls deprecated; nothing the caller could change
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        wrapped = get_peft_model(model, copy.deepcopy(config) if config is not None else NFTConfig(), adapter_name)
+    wrapped.training = wrapped.base_model.training = model.training  # PEFT's new modules start in training mode
+    return wrapped
 
 
 def mask_layers(model: nn.Module, adapter: str | None = None) -> dict[str, NFTLayer]:

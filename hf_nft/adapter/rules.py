@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 Side = Literal["gain", "output", "input", "statistics"]
 
 NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _NORM_NAME = re.compile(r"norm", re.IGNORECASE)
 
 
@@ -64,9 +64,7 @@ def owns_plain_weight(module: nn.Module) -> bool:
     Returns:
         False for missing, quantised (integer or wrapped), parametrised and not yet initialised weights.
     """
-    weight = module._parameters.get("weight")
-    if weight is None:
-        weight = module._buffers.get("weight")
+    weight = (module._parameters | module._buffers).get("weight")
     if weight is None or type(weight) not in (Tensor, nn.Parameter):
         return False
     return weight.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -86,7 +84,7 @@ def rule_for(module: nn.Module) -> Rule | None:
     for base_type, rule in TABLE:
         if isinstance(module, base_type):
             return rule
-    is_norm = isinstance(module, _TORCH_NORMS)
+    is_norm = isinstance(module, TORCH_NORMS)
     if not is_norm and not (_NORM_NAME.search(type(module).__name__) and not any(True for _ in module.children())):
         return None
     if is_norm and type(module).__module__.startswith("torch.nn."):
@@ -167,7 +165,7 @@ def scaled_weight(module: nn.Module, rule: Rule, side: Side, weight: Tensor, mas
         return weight * _along(mask, rule.in_axis, weight.dim())
     if _is_transposed(module):
         groups = int(module.groups)  # type: ignore[arg-type]
-        grouped = weight.unflatten(0, (groups, -1))  # (groups, in / groups, out / groups, *kernel)
+        grouped = weight.view(groups, -1, *weight.shape[1:])  # (groups, in / groups, out / groups, *kernel)
         scale = mask.view(groups, 1, -1, *[1] * rule.spatial)
         return (grouped * scale).flatten(0, 1)
     return weight * _along(mask, rule.out_axis, weight.dim())

@@ -7,17 +7,15 @@ Source: defenses.md 1.3 (the reference leaves the stem unmasked) and 1.10.
 """
 
 import re
-from collections import Counter
 from dataclasses import dataclass
+from itertools import zip_longest
 
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from hf_nft.adapter.config import NFTConfig
 from hf_nft.adapter.layer import NFTLayer, owns_statistics
-from hf_nft.adapter.rules import Rule, Side, output_units, rule_for
+from hf_nft.adapter.rules import Rule, Side, output_units
+from hf_nft.adapter.survey import Survey, base_model, survey_model
 from hf_nft.adapter.units import unit_sites
 from hf_nft.errors import ConfigError, SuspectError, UnknownNameError
 
@@ -40,61 +38,6 @@ class Target:
     units: int
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """All layers of a model: those with a rule, those without and why, and the BatchNorms."""
-
-    rules: dict[str, tuple[nn.Module, Rule]]
-    skipped: dict[str, str]
-    containers: list[str]
-
-
-def base_model(model: nn.Module) -> nn.Module:
-    """Take off PEFT's outer wrapper.
-
-    Args:
-        model: A model, wrapped or not.
-
-    Returns:
-        The model that module names are relative to.
-    """
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def _survey(model: nn.Module) -> _Survey:
-    """Classify every layer of a model, in registration order."""
-    rules: dict[str, tuple[nn.Module, Rule]] = {}
-    skipped: dict[str, str] = {}
-    containers: list[str] = []
-    copies = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    closed: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if not name or name.startswith(closed or ("\0",)):
-            continue
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-            closed += (name + ".",)
-            if not isinstance(module, NFTLayer):
-                skipped[name] = "belongs to another adapter; merge that first"
-                continue
-            module = module.get_base_layer()
-        elif any(True for _ in module.children()):
-            if name.rpartition(".")[2].isdigit():
-                containers.append(name)
-            continue
-        if isinstance(module, nn.Embedding):
-            skipped[name] = "is an embedding"
-        elif id(module.__dict__.get("_parameters", {}).get("weight")) in embeddings:
-            skipped[name] = "shares its weight with the embeddings; untie them first (tie_word_embeddings=False)"
-        elif copies[id(module)] > 1:
-            skipped[name] = "is one module registered under several names"
-        elif (rule := rule_for(module)) is not None:
-            rules[name] = (module, rule)
-        elif any(True for _ in module.parameters()) or "qweight" in module._buffers:
-            skipped[name] = f"has no masking rule ({type(module).__name__}: quantised, parametrised or unknown layer)"
-    return _Survey(rules, skipped, containers)
-
-
 def maskable_modules(model: nn.Module) -> dict[str, Target]:
     """List every module that can be masked, chosen by default or not, with the side it is masked on by default.
 
@@ -105,7 +48,7 @@ def maskable_modules(model: nn.Module) -> dict[str, Target]:
         Name -> target, in registration order.
     """
     model = base_model(model)
-    found, sites = _survey(model).rules, unit_sites(model)
+    found, sites = survey_model(model).rules, unit_sites(model)
     return {name: _target(module, rule, sites.get(name)) for name, (module, rule) in found.items()}
 
 
@@ -118,15 +61,19 @@ def skipped_modules(model: nn.Module) -> dict[str, str]:
     Returns:
         Name -> why not, in registration order.
     """
-    return _survey(base_model(model)).skipped
+    return survey_model(base_model(model)).skipped
 
 
 def _target(module: nn.Module, rule: Rule, units: int | None) -> Target:
     if units is not None and rule.in_axis is not None:
-        assert isinstance(module.weight, nn.Parameter)
-        return Target("input", module.weight.shape[rule.in_axis], units)
+        return Target("input", _size(module, rule.in_axis), units)
     size = output_units(module, rule)
     return Target(rule.side, size, size)
+
+
+def _size(module: nn.Module, axis: int) -> int:
+    assert isinstance(module.weight, nn.Parameter)
+    return module.weight.shape[axis]
 
 
 def resolve_targets(model: nn.Module, config: NFTConfig) -> dict[str, Target]:
@@ -163,7 +110,7 @@ def resolve(model: nn.Module, config: NFTConfig) -> tuple[str, dict[str, Target]
         SuspectError: If the model has nothing to mask.
     """
     model = base_model(model)
-    survey = _survey(model)
+    survey = survey_model(model)
     excluded = set() if config.exclude_modules is None else match_names(survey, config.exclude_modules, "exclude")
     if config.target_modules is not None:
         names = match_names(survey, config.target_modules, "target") - excluded
@@ -186,7 +133,7 @@ def resolve(model: nn.Module, config: NFTConfig) -> tuple[str, dict[str, Target]
     return used, chosen
 
 
-def match_names(survey: _Survey, wanted: list[str] | str, kind: str) -> set[str]:
+def match_names(survey: Survey, wanted: list[str] | str, kind: str) -> set[str]:
     """Find the modules that names, dotted suffixes or one regular expression stand for.
 
     Args:
@@ -218,7 +165,7 @@ def match_names(survey: _Survey, wanted: list[str] | str, kind: str) -> set[str]
     return matched
 
 
-def _explicit(model: nn.Module, survey: _Survey, names: set[str], placement: str) -> dict[str, Target]:
+def _explicit(model: nn.Module, survey: Survey, names: set[str], placement: str) -> dict[str, Target]:
     """Targets for named modules; the placement picks the side of linear layers."""
     sites = {} if placement == "channels" else unit_sites(model)
     chosen = {}
@@ -226,12 +173,12 @@ def _explicit(model: nn.Module, survey: _Survey, names: set[str], placement: str
         if name in names:
             units = sites.get(name)
             if placement == "units" and units is None and rule.in_axis is not None:
-                units = int(module.weight.shape[rule.in_axis])  # type: ignore[union-attr, operator]
+                units = _size(module, rule.in_axis)
             chosen[name] = _target(module, rule, units)
     return chosen
 
 
-def _placed(model: nn.Module, survey: _Survey, placement: str, mask_stem: bool) -> dict[str, Target]:
+def _placed(model: nn.Module, survey: Survey, placement: str, mask_stem: bool) -> dict[str, Target]:
     """Targets of one placement, which may be none."""
     gains = {name: found for name, found in survey.rules.items() if found[1].side == "gain"}
     if placement == "units":
@@ -253,7 +200,7 @@ def _family(module: nn.Module) -> str:
     return " ".join(cls.__name__ for cls in type(module).__mro__)
 
 
-def _channels(model: nn.Module, survey: _Survey) -> list[str]:
+def _channels(model: nn.Module, survey: Survey) -> list[str]:
     """Output channels; where a norm over the same channels comes next, it carries the mask instead.
 
     BatchNorm divides out a scale on the weights before it, so there the mask would do nothing in training mode.
@@ -261,7 +208,7 @@ def _channels(model: nn.Module, survey: _Survey) -> list[str]:
     heads = _heads(model, list(survey.rules))
     names = [name for name in survey.rules if name not in heads]
     picked: dict[str, None] = {}
-    for name, following in zip(names, [*names[1:], ""], strict=True):
+    for name, following in zip_longest(names, names[1:], fillvalue=""):
         module, rule = survey.rules[name]
         if rule.side == "gain":
             continue
@@ -284,15 +231,12 @@ def _heads(model: nn.Module, names: list[str]) -> set[str]:
     return named or set(names[-1:])
 
 
-def _without_stem(names: list[str], survey: _Survey) -> list[str]:
+def _without_stem(names: list[str], survey: Survey) -> list[str]:
     """Leave out layers before and outside the first numbered block, in models that have numbered blocks."""
-    order = list(survey.rules)
+    order = {name: i for i, name in enumerate(survey.rules)}
     blocks = tuple(container + "." for container in survey.containers)
-    inside = [order.index(name) for name in names if name.startswith(blocks)] if blocks else []
-    if not inside:
-        return names
-    first = min(i for i, name in enumerate(order) if name.startswith(blocks))
-    kept = [name for name in names if order.index(name) >= first]
+    inside = [i for name, i in order.items() if blocks and name.startswith(blocks)]
+    kept = [name for name in names if inside and order[name] >= inside[0]]
     return kept if 2 * len(kept) >= len(names) else names  # a stem is small; otherwise this is no stem
 
 
@@ -307,7 +251,7 @@ def statistics_modules(model: nn.Module, masked: dict[str, Target]) -> list[str]
         Names in registration order.
     """
     model = base_model(model)
-    survey = _survey(model)
+    survey = survey_model(model)
     outside = {n for n, why in survey.skipped.items() if "adapter" in why}
     found = []
     for name, module in model.named_modules():

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 _QUERY = frozenset(
-    "q_proj query q q_lin c_attn q_attn qkv qkv_proj query_key_value Wqkv to_q q_b_proj in_proj query_proj W_pack".split()
+    (
+        "q_proj query q q_lin c_attn q_attn qkv qkv_proj query_key_value Wqkv to_q q_b_proj in_proj query_proj W_pack"
+    ).split()
 )
 _ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "o", "Wo", "wo", "proj", "to_out", "output_proj")
 _UP = (
     "up_proj gate_proj gate_up_proj fc1 c_fc wi wi_0 Wi dense_h_to_4h lin1 linear1 w1 w12 weights_in fc_in "
     "intermediate_dense ffn"
 ).split()
-_DOWN = (
-    "down_proj fc2 c_proj wo Wo dense_4h_to_h lin2 linear2 w2 w3 weights_out fc_out output_dense ffn_output".split()
-)
+_DOWN = "down_proj fc2 c_proj wo Wo dense_4h_to_h lin2 linear2 w2 w3 weights_out fc_out output_dense ffn_output".split()
 _HEAD_COUNTS = ("num_heads", "n_heads", "num_attention_heads", "n_head", "heads")
 _HEAD_SIZES = ("v_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "dim_head")
 
@@ -72,8 +72,9 @@ def _heads(attention: nn.Module, inputs: int) -> int | None:
     from_size = [inputs // size for size in sizes if isinstance(size, int) and 0 < size <= inputs and not inputs % size]
     value_size = getattr(attention, "v_head_dim", None)
     known = [n for n in counts if isinstance(n, int)]
-    candidates = known + from_size if value_size is None else from_size + known
-    candidates.append(getattr(config, "num_attention_heads", None))  # last: a decoder may have another number
+    ordered = known + from_size if value_size is None else from_size + known
+    configured = getattr(config, "num_attention_heads", None)  # last: a decoder may have another number
+    candidates = [*ordered, configured]
     for count in candidates:
         if isinstance(count, int) and 0 < count <= inputs and inputs % count == 0:
             return count

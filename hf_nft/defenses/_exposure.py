@@ -1,0 +1,136 @@
+"""Exposure: make the units that carry a backdoor stand out, from clean shots alone.
+
+Unlearning clean data destroys the clean function of a network first and leaves the backdoor, which clean data do not
+touch. When masks then relearn the clean function on top of the unlearnt weights, they fall on the units that work
+against it: those that still answer with the target. One exposure is not reliable; the minimum over several is.
+
+Source: Li et al., Reconstructive Neuron Pruning, ICML 2023, arXiv 2305.14876 (unlearn, then recover masks); used here
+as a ranking of the suspect's own units, over several learning rates and seeds.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hf_nft.adapter import masks
+from hf_nft.defenses.base import Context, label_loss, live_state, set_modes
+from hf_nft.loop import Draw, Stage
+from hf_nft.types import rows_of
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """One exposure's settings.
+
+    Attributes:
+        name: Names its random streams.
+        unlearn_lr: Learning rate of the ascent on clean cross-entropy (SGD, momentum 0.9, weight decay 5e-4).
+        unlearn_steps: Most steps of the ascent.
+        collapse: Accuracy on the shots at which the ascent stops, in [0, 1].
+        relearn_lr: Learning rate of the masks (SGD, momentum 0.9).
+        relearn_steps: Steps of the masks.
+    """
+
+    name: str
+    unlearn_lr: float
+    unlearn_steps: int
+    collapse: float
+    relearn_lr: float
+    relearn_steps: int
+
+
+def expose(
+    context: Context, model: nn.Module, exposure: Exposure, sample: Callable[[torch.Generator], Draw]
+) -> torch.Tensor:
+    """Expose the suspect once; the model is left exactly as it was.
+
+    Args:
+        context: What the defense sees.
+        model: The suspect with an NFT adapter, all masks at 1.
+        exposure: Settings.
+        sample: Draws a batch of shots.
+
+    Returns:
+        float32 (units + 1,): the relearnt masks of all layers in registration order, in [0, 1], and last the lowest
+        clean accuracy that the ascent reached.
+    """
+    task, loop = context.task, context.loop
+    kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    learnt = masks(model)
+    weights = [p for p in model.parameters() if not any(p is mask for mask in learnt.values())]
+    accuracy = torch.zeros((), device=loop.accelerator.device)
+    batch_rows = 1
+
+    def draw(step: int, stream: torch.Generator) -> Draw:
+        nonlocal batch_rows
+        drawn = sample(stream)
+        accuracy.zero_()
+        batch_rows = rows_of(drawn.batch)
+        return drawn
+
+    def reached() -> torch.Tensor:
+        """Clean accuracy of the last step's batch, over all its parts."""
+        return loop.accelerator.reduce(accuracy.clone(), reduction="sum")
+
+    def unlearn(network: nn.Module, part: Draw) -> torch.Tensor:
+        output = network(**task.inputs(model, part.batch))
+        accuracy.add_(task.accuracy(output, part.batch).detach() * rows_of(part.batch) / batch_rows)
+        # beyond this loss the answers are wrong already; pushing on only wrecks the features the masks work with
+        return -task.loss(output, part.batch).clamp(max=20.0)
+
+    def relearn(network: nn.Module, part: Draw) -> torch.Tensor:
+        return label_loss(network, task, part)
+
+    set_modes(model, statistics=True, dropout=False)
+    for weight in weights:
+        weight.requires_grad_(True)
+    for mask in learnt.values():
+        mask.requires_grad_(False)
+    ascent = torch.optim.SGD(weights, lr=exposure.unlearn_lr, momentum=0.9, weight_decay=5e-4)
+    loop.run(
+        Stage(
+            f"{exposure.name}: unlearn",
+            exposure.unlearn_steps,
+            draw,
+            unlearn,
+            ascent,
+            lambda step: exposure.unlearn_lr,
+            stop=lambda: bool(reached() <= exposure.collapse),
+            look_every=1,
+        ),
+        model,
+        lambda: live_state(model),
+    )
+    lowest = reached()
+    model.zero_grad(set_to_none=True)
+    for weight in weights:
+        weight.requires_grad_(False)
+    for mask in learnt.values():
+        mask.requires_grad_(True)
+    descent = torch.optim.SGD(list(learnt.values()), lr=exposure.relearn_lr, momentum=0.9)
+
+    @torch.no_grad()
+    def project() -> None:
+        for mask in learnt.values():
+            mask.clamp_(min=0.0, max=1.0)
+
+    loop.run(
+        Stage(
+            f"{exposure.name}: relearn",
+            exposure.relearn_steps,
+            draw,
+            relearn,
+            descent,
+            lambda step: exposure.relearn_lr,
+            project,
+        ),
+        model,
+        lambda: live_state(model),
+    )
+    found = torch.cat([*(mask.detach().clone() for mask in learnt.values()), lowest[None]])
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(kept[name])
+    return found

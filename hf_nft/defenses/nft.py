@@ -1,0 +1,273 @@
+"""NFT: train one mask per neuron on a few clean examples, keep it in [mu(layer), 1], fold it into the weights.
+
+Two presets. `paper` is the published method, setting by setting (its release's values). `default` keeps the masks and
+their upper bound but chooses which to lower by exposing the backdoor (see `_exposure`), pins those at 0, and wins the
+accuracy back by distilling from the suspect under MixUp with its BatchNorm statistics left alone. Every difference is
+one setting.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from hf_nft.adapter import NFTConfig, get_nft_model, masks, skipped_modules
+from hf_nft.configs import check, setting
+from hf_nft.defenses._exposure import Exposure, expose
+from hf_nft.defenses.base import Context, Defense, Outcome, forward, label_loss, live_state, set_modes
+from hf_nft.loop import Draw, Stage
+from hf_nft.masks.penalties import l1_to_one, penalty_coefficient
+from hf_nft.masks.schedules import active_bounds, floors, project_
+from hf_nft.types import take
+
+PAPER: dict[str, Any] = {
+    "objective": "labels",
+    "steps": 1000,
+    "optimizer": "sgd",
+    "lr": 0.05,
+    "lr_end": 0.02,
+    "lr_passes": 5,
+    "momentum": 0.95,
+    "schedule": "exponential",
+    "eta": 1e-3,
+    "bn_mode": "train_stats",
+    "exposures": 0,
+    "cut": 0.0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class NFT(Defense):
+    """Neural Mask Fine-Tuning.
+
+    Source: Karim et al., Augmented Neural Fine-Tuning for Efficient Backdoor Purification, ECCV 2024, arXiv
+    2407.10052: objective and bound; values of `paper` from its release. Exposure: arXiv 2305.14876. Distillation:
+    arXiv 1503.02531.
+    """
+
+    name = "nft"
+    source = "https://arxiv.org/abs/2407.10052"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}, "paper": PAPER}
+
+    placement: Literal["auto", "bn", "norm", "units", "channels"] = setting("auto", "which modules carry masks")
+    mask_stem: bool = setting(False, "whether the stem's norm carries masks too")
+    mask_bias: bool = setting(False, "whether a mask silences the bias as well")
+    schedule: Literal["exponential", "linear", "cosine", "constant", "none"] = setting("none", "lower bound mu by depth")
+    alpha: float = setting(0.8, "scale of the lower bound, in [0, 1]")
+    beta: float = setting(0.5, "decay of the exponential bound per layer, >= 0")
+    depth_index: Literal["ordinal", "execution", "block", "relative"] = setting("ordinal", "what counts as depth")
+    objective: Literal["distill", "labels"] = setting("distill", "learn from the suspect's answers, or from the labels")
+    temperature: float = setting(2.0, "temperature of distillation, > 0")
+    mixup_alpha: float = setting(1.0, "MixUp parameter a of Beta(a, a); 0 switches MixUp off")
+    eta: float = setting(0.0, "weight of the pull towards 1, divided by the shots per class, >= 0")
+    steps: int = setting(150, "optimizer steps of the masks, >= 0")
+    optimizer: Literal["adam", "sgd"] = setting("adam", "optimizer of the masks")
+    lr: float = setting(0.02, "learning rate at the start, > 0")
+    lr_end: float = setting(0.0, "learning rate that the cosine runs to, >= 0")
+    lr_passes: int | None = setting(None, "step the cosine only so many times (published: 5); default every step")
+    momentum: float = setting(0.9, "SGD momentum, or Adam's first beta, in [0, 1)")
+    project_momentum: bool = setting(False, "zero the momentum of masks that sit at a bound")
+    bn_mode: Literal["frozen_stats", "train_stats", "recalibrate_unmixed"] = setting(
+        "frozen_stats", "BatchNorm statistics: the suspect's, moved by training, or measured afresh on the shots"
+    )
+    dropout: bool = setting(False, "whether dropout acts while masks train")
+    exposures: int = setting(6, "exposures to rank units by; 0 ranks and cuts nothing")
+    unlearn_lrs: tuple[float, ...] = setting((0.03, 0.1), "learning rates of unlearning, taken in turn")
+    unlearn_steps: int = setting(60, "most steps of one unlearning, >= 1")
+    relearn_lr: float = setting(0.2, "learning rate of the masks in an exposure, > 0")
+    relearn_passes: int = setting(20, "passes over the shots of one relearning, >= 1")
+    cut: float = setting(0.015, "share of units set to 0, lowest ranked first, in [0, 1)")
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        check(
+            self,
+            (0 <= self.alpha <= 1, f"alpha: expected in [0, 1], found {self.alpha}"),
+            (self.beta >= 0, f"beta: expected >= 0, found {self.beta}"),
+            (self.temperature > 0, f"temperature: expected > 0, found {self.temperature}"),
+            (self.mixup_alpha >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
+            (self.eta >= 0, f"eta: expected >= 0, found {self.eta}"),
+            (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
+            (self.lr > 0, f"lr: expected > 0, found {self.lr}"),
+            (self.lr_passes is None or self.lr_passes >= 1, f"lr_passes: expected >= 1, found {self.lr_passes}"),
+            (0 <= self.momentum < 1, f"momentum: expected in [0, 1), found {self.momentum}"),
+            (self.exposures >= 0, f"exposures: expected >= 0, found {self.exposures}"),
+            (0 <= self.cut < 1, f"cut: expected in [0, 1), found {self.cut}"),
+            (self.cut == 0 or self.exposures > 0, "cut: needs exposures >= 1 to rank units by"),
+            (bool(self.unlearn_lrs), "unlearn_lrs: expected at least one learning rate"),
+        )
+
+    def run(self, context: Context) -> Outcome:
+        """Attach masks, rank and cut, train the rest; the outcome's model carries the adapter."""
+        config = NFTConfig(placement=self.placement, mask_stem=self.mask_stem, mask_bias=self.mask_bias)
+        model = get_nft_model(context.model, config)
+        model.to(context.loop.accelerator.device)
+        learnt = masks(model)
+        bounds = floors(
+            model,
+            self.schedule,
+            self.depth_index,
+            self.alpha,
+            self.beta,
+            run=lambda: model(**context.task.inputs(model, take(context.data, slice(0, 2)))),
+        )
+        ceilings, ranking = self._cut(context, model)
+        project_(learnt, bounds, ceilings)
+        self._train(context, model, bounds, ceilings)
+        if self.bn_mode == "recalibrate_unmixed":
+            self._recalibrate(context, model)
+        units = sum(mask.numel() for mask in learnt.values())
+        details = {
+            "placement": self.placement,
+            "masks": units,
+            "masked_layers": len(learnt),
+            "skipped_modules": len(skipped_modules(model.get_base_model())),
+            "effective_eta": penalty_coefficient(self.eta, context.shots.per_class),
+            "floors": bounds,
+            **ranking,
+        }
+        return Outcome(model, details, _doubts(ranking))
+
+    def _cut(self, context: Context, model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Rank units by the lowest mask over all exposures; return ceilings of 0 for those cut, and the evidence."""
+        learnt = masks(model)
+        if self.exposures == 0:
+            return {}, {}
+        per_pass = max(1, round(len(context.shots) / self.batch_size))
+        rows = []
+        for i in range(self.exposures):
+            exposure = Exposure(
+                f"exposure {i + 1}/{self.exposures}",
+                self.unlearn_lrs[i % len(self.unlearn_lrs)],
+                self.unlearn_steps,
+                max(0.2, 2 * context.task.chance(context.model)),
+                self.relearn_lr,
+                self.relearn_passes * per_pass,
+            )
+            # RNP's own batches: plain shots, no more of them than there are
+            rows.append(
+                context.loop.once(
+                    exposure.name,
+                    lambda exposure=exposure: expose(  # type: ignore[misc]
+                        context, model, exposure, lambda stream: Draw(self.sample(context, stream))
+                    ),
+                )
+            )
+        found = torch.stack(rows)
+        lowest = found[:, :-1].amin(0)
+        count = round(self.cut * lowest.numel())
+        order = lowest.argsort()
+        ceiling = torch.ones_like(lowest)
+        ceiling[order[:count]] = 0.0
+        parts = ceiling.split([mask.numel() for mask in learnt.values()])
+        device = context.loop.accelerator.device
+        evidence = {
+            "units_cut": count,
+            "cut_by_layer": {n: int((p == 0).sum()) for n, p in zip(learnt, parts, strict=True) if (p == 0).any()},
+            "ranking": [round(float(v), 4) for v in lowest[order[: max(4 * count, 10)]]],
+            "collapsed_accuracy": [round(float(v), 4) for v in found[:, -1]],
+            "collapse_threshold": max(0.2, 2 * context.task.chance(context.model)),
+        }
+        return {n: p.to(device) for n, p in zip(learnt, parts, strict=True)}, evidence
+
+    def _train(
+        self, context: Context, model: nn.Module, bounds: dict[str, float], ceilings: dict[str, torch.Tensor]
+    ) -> None:
+        task, loop, learnt = context.task, context.loop, masks(model)
+        optimizer: torch.optim.Optimizer
+        if self.optimizer == "sgd":
+            optimizer = torch.optim.SGD(list(learnt.values()), lr=self.lr, momentum=self.momentum)
+        else:
+            optimizer = torch.optim.Adam(list(learnt.values()), lr=self.lr, betas=(self.momentum, 0.999))
+        pull = penalty_coefficient(self.eta, context.shots.per_class)
+        set_modes(model, statistics=self.bn_mode != "frozen_stats", dropout=self.dropout)
+
+        def objective(network: nn.Module, draw: Draw) -> torch.Tensor:
+            if self.objective == "labels":
+                loss = label_loss(network, task, draw)
+            else:
+                loss = self._distill(context, network, draw)
+            return loss + pull * l1_to_one(learnt) if pull else loss
+
+        def after_step() -> None:
+            project_(learnt, bounds, ceilings)
+            if self.project_momentum:
+                key = "momentum_buffer" if self.optimizer == "sgd" else "exp_avg"
+                for name, held in active_bounds(learnt, bounds, ceilings).items():
+                    optimizer.state[learnt[name]][key].masked_fill_(held, 0.0)
+
+        stage = Stage(
+            "masks",
+            self.steps,
+            lambda step, stream: self.sample_mixed(context, stream, self.mixup_alpha),
+            objective,
+            optimizer,
+            self.rate,
+            after_step,
+        )
+        loop.report = lambda: {"mask": float(torch.cat([m.detach() for m in learnt.values()]).mean())}
+        loop.run(stage, model, lambda: live_state(model))
+        _average_statistics(context, model)
+
+    def _distill(self, context: Context, model: nn.Module, draw: Draw) -> torch.Tensor:
+        """Compare with the suspect itself: the same module with its masks switched off."""
+        with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
+            teacher = forward(model, context.task, draw)
+        student = forward(model, context.task, draw)
+        loss = context.task.divergence(student, teacher, draw.batch, self.temperature)
+        if draw.partner is None:
+            return loss
+        # answers to a mixed input are one distribution; text has two sets of answered positions, hence both terms
+        other = context.task.divergence(student, teacher, draw.partner, self.temperature)
+        return draw.lam * loss + (1 - draw.lam) * other
+
+    def _recalibrate(self, context: Context, model: nn.Module) -> None:
+        """Measure BatchNorm statistics afresh as plain averages over un-mixed, un-augmented shots."""
+        set_modes(model, statistics=True, dropout=False)
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        old = [norm.momentum for norm in norms]
+        for module in model.modules():
+            if hasattr(module, "reset_running_stats"):
+                module.reset_running_stats()
+        for norm in norms:
+            norm.momentum = None  # cumulative average
+        with torch.no_grad(), context.loop.accelerator.autocast():
+            for start in range(0, len(context.shots), self.batch_size):
+                rows = take(context.data, slice(start, start + self.batch_size))
+                model(**context.task.inputs(model, rows))
+        for norm, momentum in zip(norms, old, strict=True):
+            norm.momentum = momentum
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step: a cosine from `lr` to `lr_end`, stepped `lr_passes` times if set.
+
+        Args:
+            step: Step, counted from 0.
+
+        Source: the NFT release: 5 passes, .0500 .0471 .0396 .0304 .0229.
+        """
+        passes = self.lr_passes or self.steps
+        done = step * passes // self.steps
+        return self.lr_end + (self.lr - self.lr_end) * 0.5 * (1 + math.cos(math.pi * done / passes))
+
+
+def _average_statistics(context: Context, model: nn.Module) -> None:
+    """Make running statistics agree between processes, each of which saw its own part of every batch."""
+    accelerator = context.loop.accelerator
+    if accelerator.num_processes > 1:
+        for name, buffer in model.named_buffers():
+            if "running_mean" in name or "running_var" in name:
+                buffer.copy_(accelerator.reduce(buffer, reduction="mean"))
+
+
+def _doubts(ranking: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    if not ranking:
+        return ()
+    stuck = sum(value > ranking["collapse_threshold"] for value in ranking["collapsed_accuracy"])
+    if 2 * stuck <= len(ranking["collapsed_accuracy"]):
+        return ()
+    total = len(ranking["collapsed_accuracy"])
+    return (("exposure-did-not-collapse", f"{stuck} of {total} exposures left clean accuracy above chance"),)

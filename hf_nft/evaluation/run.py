@@ -1,0 +1,131 @@
+"""evaluate(): measure a model on clean and triggered rows. Nothing here is visible to a defense."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+
+from hf_nft.attacks.base import Attack
+from hf_nft.evaluation import metrics as modules
+from hf_nft.loop import make_accelerator
+from hf_nft.tasks.base import Task
+from hf_nft.types import Batch, rows_of, take, to_device
+
+DEFINITIONS = {
+    "acc": "accuracy on clean test rows",
+    "asr": "attack success rate: share of triggered test rows, target rows left out, that get the attacker's answer",
+    "racc": "robust accuracy: share of the same triggered rows that get their own answer",
+    "perplexity": "perplexity of the clean test answers",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric of one model.
+
+    Attributes:
+        value: The number; None if there were no rows.
+        low: Lower end of the 95 % Wilson interval, for proportions.
+        high: Upper end of it.
+        successes: Hits, for proportions.
+        total: Rows (or tokens).
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    successes: int | None = None
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Test rows, encoded once for every model that is measured on them.
+
+    Attributes:
+        task: Judges predictions.
+        clean: Encoded clean rows, with the data set they came from.
+        triggered: Encoded triggered rows carrying their own answers; None without an attack.
+        wanted: The attacker's answer for each triggered row.
+    """
+
+    task: Task
+    clean: Batch = field(repr=False)
+    clean_rows: datasets.Dataset
+    triggered: Batch | None = field(default=None, repr=False)
+    triggered_rows: datasets.Dataset | None = None
+    wanted: tuple[Any, ...] = ()
+
+
+def make_eval_set(task: Task, test: datasets.Dataset, attack: Attack | None, classes: int) -> EvalSet:
+    """Encode test rows, and their triggered copies if an attack is known.
+
+    Args:
+        task: The suspect's task.
+        test: Clean test rows with canonical columns, labels as the model numbers them, inputs at the model's size.
+        attack: The attack to measure, or None.
+        classes: Number of classes (0 for tasks without).
+
+    Returns:
+        The evaluation set.
+
+    Raises:
+        DataError: If the attack does not fit the rows.
+    """
+    clean = task.encode(test)
+    if attack is None:
+        return EvalSet(task, clean, test)
+    column = task.target_column
+    rows = attack.triggered(test, classes)
+    wanted = tuple(rows[column])
+    own = rows.remove_columns([column, "poisoned"]).rename_column(f"orig_{column}", column)
+    return EvalSet(task, clean, test, task.encode(own), own, wanted)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, data: EvalSet, batch_size: int = 250, mixed_precision: str = "auto"
+) -> dict[str, Measured]:
+    """Measure every metric of the task.
+
+    Args:
+        model: Any model of the task; it is put into evaluation mode.
+        data: Rows to measure on.
+        batch_size: Rows per forward pass, >= 1.
+        mixed_precision: As in training.
+
+    Returns:
+        Metric name -> measurement; metrics on triggered rows are missing without an attack.
+    """
+    task, results = data.task, {}
+    splits: dict[str, tuple[Batch, datasets.Dataset]] = {"clean": (data.clean, data.clean_rows)}
+    if data.triggered is not None and data.triggered_rows is not None:
+        splits["triggered"] = (data.triggered, data.triggered_rows)
+    for split, (batch, rows) in splits.items():
+        specs = [metric for metric in task.metrics if metric.split == split]
+        predicted = _predict(model, task, batch, {m.prediction for m in specs}, batch_size, mixed_precision)
+        for spec in specs:
+            own = task.references(rows, batch, spec.prediction)
+            references = list(data.wanted) if spec.reference == "attack" else own
+            module = modules.load(spec.module, spec.config)
+            found = module.compute(predictions=predicted[spec.prediction], references=references)
+            value = found.pop(spec.module)
+            results[spec.name] = Measured(value, **found)
+    return results
+
+
+def _predict(
+    model: nn.Module, task: Task, batch: Batch, wanted: set[str], batch_size: int, mixed_precision: str
+) -> dict[str, list[Any]]:
+    accelerator = make_accelerator(mixed_precision)
+    model.to(accelerator.device).eval()
+    predicted: dict[str, list[Any]] = {kind: [] for kind in wanted}
+    for start in range(0, rows_of(batch), batch_size):
+        part = to_device(take(batch, slice(start, start + batch_size)), accelerator.device)
+        with accelerator.autocast():
+            found = task.predict(model, part, wanted)
+        for kind in wanted:
+            predicted[kind] += found[kind]
+    return predicted

@@ -1,4 +1,4 @@
 """The `hf-nft` command: one verb per file, assembled in `main`."""
 
 if __name__ != "hf_nft.cli":
-    raise ImportError("import hf_nft.cli; the folder `cli` is mapped into the package and has no name of its own")
+    raise ImportError("this folder is hf_nft.cli; it has no name of its own")

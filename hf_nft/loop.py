@@ -24,6 +24,7 @@ from torch import nn
 from hf_nft.errors import DivergedError, OutputError
 from hf_nft.types import Batch, rows_of, take
 
+
 @dataclass(frozen=True)
 class Draw:
     """What one step works on: an augmented batch, and a partner to mix it with.
@@ -214,9 +215,7 @@ class Loop:
                     raise KeyboardInterrupt
         return losses
 
-    def _step(
-        self, stage: Stage, optimizer: AcceleratedOptimizer | None, model: nn.Module, step: int
-    ) -> torch.Tensor:
+    def _step(self, stage: Stage, optimizer: AcceleratedOptimizer | None, model: nn.Module, step: int) -> torch.Tensor:
         draw = stage.draw(step, generator(self.seed, stage.name, step))
         rows = rows_of(draw.batch)
         self.steps += 1
@@ -335,7 +334,9 @@ def _interrupts() -> Iterator[list[int]]:
     """Turn Ctrl-C and SIGTERM into a flag that is read between two steps, so that the state saved is whole."""
     received: list[int] = []
     try:
-        old = {number: signal.signal(number, lambda n, _: received.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {
+            number: signal.signal(number, lambda n, _: received.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
+        }
     except ValueError:  # not the main thread: the caller handles signals
         old = {}
     try:

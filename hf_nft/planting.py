@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -50,11 +51,13 @@ class PlantResult:
 
     Attributes:
         losses: Training loss of every step.
+        seconds: Wall time of the training alone.
         sample_forwards: Rows that went through the network.
         mixed_precision: The precision that was used.
     """
 
     losses: list[float]
+    seconds: float
     sample_forwards: int
     mixed_precision: str
 
@@ -161,7 +164,7 @@ def plant(
         optimizer,
         lambda step: one_cycle(step, steps, config.lr, config.warmup),
     )
+    start = time.perf_counter()
     losses = loop.run(stage, model, lambda: model.state_dict(keep_vars=True))
     model.eval()
-    return PlantResult(losses, loop.sample_forwards, accelerator.mixed_precision)
-
+    return PlantResult(losses, time.perf_counter() - start, loop.sample_forwards, accelerator.mixed_precision)

@@ -97,9 +97,7 @@ def purify(
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     facts = {**chosen.settings(), "shots": list(shots.indices), "data": shots.fingerprint}
-    loop = Loop(
-        accelerator, chosen.seed, Checkpoint(checkpoint, checkpoint_every, resume, facts), progress=progress
-    )
+    loop = Loop(accelerator, chosen.seed, Checkpoint(checkpoint, checkpoint_every, resume, facts), progress=progress)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()

@@ -110,7 +110,7 @@ class NFTConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         """Check all fields together and bring collections into a form that JSON keeps."""
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
         self.peft_type = NFT
         if self.hf_nft_version is None:
             self.hf_nft_version = _package_version()

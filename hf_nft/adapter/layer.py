@@ -10,7 +10,6 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from hf_nft.adapter.rules import (
     NORM_STATISTICS,
@@ -19,6 +18,7 @@ from hf_nft.adapter.rules import (
     expand_groups,
     output_units,
     rule_for,
+    run_norm,
     scaled_output,
     scaled_weight,
 )
@@ -227,7 +227,7 @@ class NFTLayer(nn.Module, BaseTunerLayer):
             state["weight"] = self._folded_weight(names).to(dtype)
             if (bias := self._folded_bias(names)) is not None:
                 state["bias"] = bias.to(dtype)
-        result: Tensor = functional_call(base, state, (x, *args), kwargs) if state else base(x, *args, **kwargs)
+        result: Tensor = run_norm(base, state, x, *args, **kwargs) if state else base(x, *args, **kwargs)
         return result
 
     @torch.no_grad()

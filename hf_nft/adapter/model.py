@@ -133,7 +133,12 @@ def mask_layers(model: nn.Module, adapter: str | None = None) -> dict[str, NFTLa
         adapter are not among them. Empty if the model carries no adapter.
     """
     layers = {name: module for name, module in base_model(model).named_modules() if isinstance(module, NFTLayer)}
-    return {name: layer for name, layer in layers.items() if (adapter or layer.active_adapters[-1]) in layer.nft_mask}
+    return {name: layer for name, layer in layers.items() if (adapter or _active(layer)) in layer.nft_mask}
+
+
+def _active(layer: NFTLayer) -> str:
+    """The adapter in use, empty after the last one was deleted."""
+    return str(layer.active_adapters[-1]) if layer.active_adapters else ""
 
 
 def masks(model: nn.Module, adapter: str | None = None) -> dict[str, nn.Parameter]:
@@ -155,7 +160,7 @@ def masks(model: nn.Module, adapter: str | None = None) -> dict[str, nn.Paramete
             f"{type(base_model(model)).__name__} carries no NFT adapter{f' named {adapter!r}' if adapter else ''}. "
             "Make one with get_nft_model(model)."
         )
-    return {name: layer.nft_mask[adapter or layer.active_adapters[-1]] for name, layer in layers.items()}
+    return {name: layer.nft_mask[adapter or _active(layer)] for name, layer in layers.items()}
 
 
 def register() -> None:

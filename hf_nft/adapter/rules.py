@@ -10,7 +10,7 @@ Source: defenses.md 1.10.
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ Side = Literal["gain", "output", "input", "statistics"]
 
 NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_PLAIN_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _NORM_NAME = re.compile(r"norm", re.IGNORECASE)
 
 
@@ -203,6 +204,34 @@ def expand_groups(mask: Tensor, size: int) -> Tensor:
         Shape (size,).
     """
     return mask if mask.numel() == size else mask.repeat_interleave(size // mask.numel())
+
+
+def run_norm(module: nn.Module, state: dict[str, Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Run a norm with other tensors in place of its own.
+
+    Args:
+        module: The norm.
+        state: Tensors by name; running statistics are updated in place where the norm updates its own.
+        x: The norm's input.
+        *args: Passed on to the norm.
+        **kwargs: Passed on to the norm.
+
+    Returns:
+        The norm's output.
+    """
+    if type(module) not in _PLAIN_BATCH_NORMS or len(state) != 5 or args or kwargs:
+        result: Tensor = functional_call(module, state, (x, *args), kwargs)
+        return result
+    # torch's own BatchNorms are most of the masked layers there are, and swapping tensors costs them half their time
+    assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+    module._check_input_dim(x)
+    momentum = module.momentum
+    if module.training:
+        state["num_batches_tracked"].add_(1)
+        if momentum is None:  # cumulative average
+            momentum = 1.0 / float(state["num_batches_tracked"])
+    mean, var, weight, bias = (state[name] for name in ("running_mean", "running_var", "weight", "bias"))
+    return nn.functional.batch_norm(x, mean, var, weight, bias, module.training, momentum or 0.0, module.eps)
 
 
 def _is_transposed(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
@@ -36,7 +36,12 @@ def base_model(model: nn.Module) -> nn.Module:
     Returns:
         The model that module names are relative to.
     """
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    if isinstance(model, PeftModel):
+        model = model.base_model  # not get_base_model(), which fails once the last adapter is deleted
+    if isinstance(model, BaseTuner):
+        model = model.model
+    assert isinstance(model, nn.Module)
+    return model
 
 
 def survey_model(model: nn.Module) -> Survey:

@@ -1,1 +1,1 @@
-
+"""Attacks: one file each; see `hf_nft.attacks.base`."""

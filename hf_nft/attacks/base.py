@@ -38,6 +38,8 @@ class Attack(ABC):
     source: ClassVar[str]
     """The paper, with a link."""
     clean_label: ClassVar[bool] = False
+    default_rate: ClassVar[float] = 0.1
+    """Poison rate where the user names none, as a share of the attack's own rate base."""
     input_column: ClassVar[str]
     target_column: ClassVar[str]
     tiny: ClassVar[dict[str, Any]] = {}
@@ -76,7 +78,9 @@ class Attack(ABC):
         if missing:
             raise DataError(f"{self.name}: expected columns {sorted(missing)}, found {dataset.column_names}.")
         if "poisoned" in dataset.column_names:
-            raise DataError(f"{self.name}: expected a clean data set, found the column 'poisoned'. Start from clean data.")
+            raise DataError(
+                f"{self.name}: expected a clean data set, found the column 'poisoned'. Start from clean data."
+            )
 
     def select(self, dataset: datasets.Dataset, rate: float, base: str, classes: int) -> np.ndarray:
         """Choose the rows to poison.
@@ -149,9 +153,7 @@ class Attack(ABC):
         rows = dataset.select(np.flatnonzero(counts))
         return self._map(rows, np.ones(len(rows), dtype=bool), classes, keep_answer=False)
 
-    def _map(
-        self, dataset: datasets.Dataset, chosen: np.ndarray, classes: int, keep_answer: bool
-    ) -> datasets.Dataset:
+    def _map(self, dataset: datasets.Dataset, chosen: np.ndarray, classes: int, keep_answer: bool) -> datasets.Dataset:
         features = dataset.features.copy()
         features[f"orig_{self.target_column}"] = features[self.target_column]
         features["poisoned"] = datasets.Value("bool")

@@ -154,7 +154,6 @@ def set_modes(model: nn.Module, statistics: bool, dropout: bool) -> None:
             module.train(statistics)
 
 
-
 def live_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return what training changes, by name: trainable parameters and all buffers (normalisation statistics)."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from hf_nft.adapter import NFTConfig, get_nft_model, masks, skipped_modules
+from hf_nft.adapter import NFTConfig, NFTLayer, get_nft_model, masks, skipped_modules
 from hf_nft.configs import check, setting
 from hf_nft.defenses._exposure import Exposure, expose
 from hf_nft.defenses.base import Context, Defense, Outcome, forward, label_loss, live_state, set_modes
@@ -54,7 +54,9 @@ class NFT(Defense):
     placement: Literal["auto", "bn", "norm", "units", "channels"] = setting("auto", "which modules carry masks")
     mask_stem: bool = setting(False, "whether the stem's norm carries masks too")
     mask_bias: bool = setting(False, "whether a mask silences the bias as well")
-    schedule: Literal["exponential", "linear", "cosine", "constant", "none"] = setting("none", "lower bound mu by depth")
+    schedule: Literal["exponential", "linear", "cosine", "constant", "none"] = setting(
+        "none", "lower bound mu by depth"
+    )
     alpha: float = setting(0.8, "scale of the lower bound, in [0, 1]")
     beta: float = setting(0.5, "decay of the exponential bound per layer, >= 0")
     depth_index: Literal["ordinal", "execution", "block", "relative"] = setting("ordinal", "what counts as depth")
@@ -230,8 +232,8 @@ class NFT(Defense):
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         old = [norm.momentum for norm in norms]
         for module in model.modules():
-            if hasattr(module, "reset_running_stats"):
-                module.reset_running_stats()
+            if isinstance(module, NFTLayer) and hasattr(module, "running_mean"):
+                module.reset_running_stats()  # the adapter's own, never the suspect's
         for norm in norms:
             norm.momentum = None  # cumulative average
         with torch.no_grad(), context.loop.accelerator.autocast():

@@ -1,1 +1,1 @@
-
+"""Evaluation: metrics, their intervals, and the doubts that go with them."""

@@ -89,7 +89,7 @@ class TextArchitecture(Architecture):
         tokenizer = text_tokenizer(train, self.vocab_size, self.context)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return AutoModelForCausalLM.from_config(self.config(tokenizer)), tokenizer  # type: ignore[no-untyped-call]
+            return AutoModelForCausalLM.from_config(self.config(tokenizer)), tokenizer
 
 
 def text_tokenizer(train: datasets.Dataset, vocab_size: int, context: int) -> PreTrainedTokenizerFast:
@@ -122,7 +122,7 @@ def text_tokenizer(train: datasets.Dataset, vocab_size: int, context: int) -> Pr
     core.train_from_iterator(texts, trainer)
     pad, bos, eos, unk = SPECIAL_TOKENS
     core.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, 1)])
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=pad,
         bos_token=bos,

@@ -10,7 +10,7 @@ from hf_nft.models.base import TextArchitecture
 
 @dataclasses.dataclass(frozen=True)
 class SmallLlama(TextArchitecture):
-    """Llama with 4.0 M parameters at the default settings, 4 blocks of width 256.
+    """Llama with 3.9 M parameters at the default settings, 4 blocks of width 256.
 
     It has what makes modern models different for masking: norms without bias, a product of two projections in the MLP,
     and query heads that share a key and value head.

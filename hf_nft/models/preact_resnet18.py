@@ -71,11 +71,13 @@ class PreActResNetForImageClassification(PreTrainedModel):
             width_out = config.width * 2**i
             strides = [1 if i == 0 else 2] + [1] * (count - 1)
             stages.append(
-                nn.Sequential(*[PreActBlock(width_in if j == 0 else width_out, width_out, s) for j, s in enumerate(strides)])
+                nn.Sequential(
+                    *[PreActBlock(width_in if j == 0 else width_out, width_out, s) for j, s in enumerate(strides)]
+                )
             )
             width_in = width_out
         self.stages = nn.ModuleList(stages)
-        self.classifier = nn.Linear(width_in, config.num_labels)
+        self.classifier = nn.Linear(width_in, int(config.num_labels or 0))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

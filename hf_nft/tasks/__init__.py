@@ -1,1 +1,1 @@
-
+"""Tasks: one file per modality; see `hf_nft.tasks.base`."""

@@ -92,7 +92,9 @@ class ImageClassification(Task):
             feature = datasets.ClassLabel(names=names)
             renamed = renamed.map(lambda row: {"label": str(row["label"])}).cast_column("label", feature)
         elif values.min() < 0:
-            raise DataError("column 'label': expected labels >= 0, found -1 (an unlabelled split?). Choose another split.")
+            raise DataError(
+                "column 'label': expected labels >= 0, found -1 (an unlabelled split?). Choose another split."
+            )
         return renamed
 
     def align(self, dataset: datasets.Dataset, model: nn.Module) -> datasets.Dataset:
@@ -101,7 +103,7 @@ class ImageClassification(Task):
         Raises:
             DataError: If names overlap only in part, or a label has no place in the model.
         """
-        wanted = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]  # type: ignore[union-attr, index]
+        wanted = [str(model.config.id2label[i]) for i in range(_classes(model))]  # type: ignore[union-attr, index]
         feature = dataset.features["label"]
         have = feature.names if isinstance(feature, datasets.ClassLabel) else None
         if have is not None:
@@ -209,7 +211,7 @@ class ImageClassification(Task):
 
     def chance(self, model: nn.Module) -> float:
         """One over the number of classes."""
-        return 1.0 / int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
+        return 1.0 / _classes(model)
 
     def predict(self, model: nn.Module, batch: Batch, wanted: set[str]) -> dict[str, list[Any]]:
         """Return `label`: the class of the largest logit of each row."""
@@ -248,6 +250,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _classes(model: nn.Module) -> int:
+    return int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
 
 
 def _fold(name: str) -> str:

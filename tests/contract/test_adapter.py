@@ -272,8 +272,12 @@ def test_save_load_disable_and_unmerge(case: Case, tmp_path) -> None:  # type: i
 
 
 @stateful
-def test_statistics_belong_to_the_adapter(case: Case) -> None:
+@pytest.mark.parametrize("momentum", [0.1, None], ids=["moving", "cumulative"])
+def test_statistics_belong_to_the_adapter(case: Case, momentum: float | None) -> None:
+    if momentum is None and case.name != "bn2d":
+        pytest.skip("torch's InstanceNorm has no cumulative average")
     net, x = build(case)
+    net.layer.momentum = momentum
     original = state(net)
     model = wrap(net, case).train()
     model(x * 2 + 1)
@@ -365,3 +369,25 @@ def test_multihead_attention_heads_by_hand() -> None:
     assert mask.shape == (4,)
     mask.data[2] = 0.0
     torch.testing.assert_close(model(x, x, x)[0][0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_recalibration_touches_the_adapter_only() -> None:
+    net, x = build(CASES[1])
+    model = wrap(net, CASES[1]).train()
+    original = state(net.layer.get_base_layer())
+    net.layer.reset_running_stats()
+    net.layer.get_base_layer().momentum = None
+    for batch in (x, x + 2):
+        model(batch)
+    torch.testing.assert_close(net.layer.running_mean, torch.cat([x, x + 2]).mean((0, 2, 3)))
+    assert same(state(net.layer.get_base_layer()), original)
+
+
+def test_norms_in_eval_mode_keep_their_statistics_while_the_masks_learn() -> None:
+    net, x = build(CASES[1])
+    model = wrap(net, CASES[1]).train()
+    net.layer.eval()
+    held = net.layer.running_mean.clone()
+    model(x).square().sum().backward()
+    assert torch.equal(net.layer.running_mean, held)
+    assert masks(model)["layer"].grad.abs().min() > 0

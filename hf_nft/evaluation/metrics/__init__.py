@@ -40,8 +40,9 @@ def load(name: str, config: str | None = None) -> evaluate.Metric:
     """
     path_of(name)
     module = importlib.import_module(f"{__name__}.{name}")
-    cls = next(
-        c for _, c in inspect.getmembers(module, inspect.isclass)
+    cls: type[evaluate.Metric] = next(
+        c
+        for _, c in inspect.getmembers(module, inspect.isclass)
         if issubclass(c, evaluate.Metric) and c.__module__ == module.__name__
     )
     metric: evaluate.Metric = cls(config_name=config or "default", keep_in_memory=True)

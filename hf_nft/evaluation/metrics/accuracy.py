@@ -17,9 +17,7 @@ class Accuracy(evaluate.Metric):
             description="share of predictions equal to their references",
             citation="",
             inputs_description="predictions, references: integers",
-            features=datasets.Features(
-                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-            ),
+            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
         )
 
     def _compute(self, predictions: Any, references: Any, **kwargs: Any) -> dict[str, Any]:

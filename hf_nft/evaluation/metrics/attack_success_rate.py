@@ -31,9 +31,7 @@ class AttackSuccessRate(evaluate.Metric):
             features=datasets.Features({"predictions": kind, "references": kind}),
         )
 
-    def _compute(
-        self, predictions: Any, references: Any, originals: Any = None, **kwargs: Any
-    ) -> dict[str, Any]:
+    def _compute(self, predictions: Any, references: Any, originals: Any = None, **kwargs: Any) -> dict[str, Any]:
         keep = np.ones(len(references), dtype=bool)
         if originals is not None:
             keep = np.array([own != wanted for own, wanted in zip(originals, references, strict=True)])

@@ -302,3 +302,17 @@ def test_tied_embeddings_stay_tied_after_a_merge() -> None:
     merged = get_nft_model(build(CASES[5])).merge_and_unload()
     assert merged.config.tie_word_embeddings
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("model_name", ["gpt2", "llama", "t5", "marian"])
+def test_generation_is_the_same_masked_and_merged(model_name: str) -> None:
+    case = next(case for case in CASES if case.make.__name__ == model_name)
+    model = get_nft_model(build(case))
+    torch.manual_seed(2)
+    for mask in masks(model).values():
+        mask.data.uniform_(0.0, 1.0)
+    settings = {"input_ids": TEXT["input_ids"], "attention_mask": torch.ones_like(TEXT["input_ids"])}
+    settings |= {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "num_beams": 1}
+    masked = model.generate(**settings)
+    assert masked.shape[1] > 1
+    assert torch.equal(model.merge_and_unload().generate(**settings), masked)

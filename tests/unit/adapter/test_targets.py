@@ -217,3 +217,29 @@ def test_masks_of_a_plain_model_is_an_error() -> None:
     assert mask_layers(SmallResNet()) == {}
     with pytest.raises(SuspectError, match="no NFT adapter"):
         masks(SmallResNet())
+
+
+def test_a_norm_with_its_activation_inside_is_one_layer() -> None:
+    class ActivatedNorm(nn.GroupNorm):
+        def __init__(self) -> None:
+            super().__init__(2, 4)
+            self.activation = nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.activation(super().forward(x))
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), ActivatedNorm(), nn.Conv2d(4, 2, 1))
+    assert resolve_targets(model, NFTConfig()) == {"1": Target("gain", 4, 4)}
+    wrapped = get_nft_model(model)
+    masks(wrapped)["1"].data[2] = 0.0
+    x = torch.randn(2, 3, 5, 5)
+    out = wrapped(x)
+    merged = wrapped.merge_and_unload()
+    assert merged[1].weight[2] == 0.0
+    torch.testing.assert_close(merged(x), out)
+
+
+def test_deleting_the_last_adapter_leaves_no_masks() -> None:
+    model = get_nft_model(SmallResNet())
+    model.delete_adapter("default")
+    assert mask_layers(model) == {}

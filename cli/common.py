@@ -1,0 +1,73 @@
+"""Options and small habits that several verbs share."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hf_nft.reporting.record import RunRecord
+
+Dataset = Annotated[
+    str | None, typer.Option(help="Hub id, parquet folder or image folder. Default: the one the model's card names.")
+]
+Column = Annotated[list[str] | None, typer.Option(help="Column name, ROLE=NAME, such as image=img. Repeatable.")]
+AttackName = Annotated[str | None, typer.Option(help="Attack; see: hf-nft ls attacks.")]
+AttackArg = Annotated[list[str] | None, typer.Option(help="Attack setting, KEY=VALUE. Repeatable.")]
+Trigger = Annotated[str | None, typer.Option(help="Your own patch (PNG); means --attack patch.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Setting, KEY=VALUE. Repeatable.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Evaluate on this many test rows only; for trials.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights from a pickle file, restricted.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+
+
+def attack_options(attack: str | None, arguments: list[str] | None, trigger: str | None) -> dict[str, Any]:
+    """Return the job's attack settings from the options that name them."""
+    from hf_nft.configs import pairs
+    from hf_nft.errors import ConfigError
+
+    chosen: dict[str, Any] = dict(pairs(arguments or []))
+    if trigger is not None:
+        if attack not in (None, "patch"):
+            raise ConfigError(f"--trigger: expected no --attack beside it, found '{attack}'.")
+        return {"attack": "patch", "attack_args": {**chosen, "trigger_file": trigger}}
+    return {"attack": attack, "attack_args": chosen}
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep other libraries' progress bars and advice out of the way, and warnings on one line each."""
+    import warnings
+
+    import datasets
+    import transformers
+
+    def line(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning):
+            typer.secho(f"Warning: {message}", err=True, fg="yellow")
+
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    old, warnings.showwarning = warnings.showwarning, line
+    try:
+        yield
+    finally:
+        warnings.showwarning = old
+
+
+def show(record: "RunRecord", as_json: bool, hint: str) -> None:
+    """Print a record: the table and a hint for what to do next, or JSON alone."""
+    import dataclasses
+    import json
+
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(record)))
+        return
+    from hf_nft.reporting.render import summary_table
+
+    typer.echo(summary_table(record))
+    typer.secho(hint, err=True, fg="green")

@@ -1,0 +1,77 @@
+"""Assembles the verbs and maps errors to exit codes.
+
+Exit codes: 0 done; 1 unexpected error; 2 wrong usage or setting; 3 model or data not usable; 4 unsafe model refused;
+5 training diverged; 6 output cannot be written; 7 Hub not reachable; 130 interrupted.
+"""
+
+import os
+import sys
+
+import typer
+from hf_nft.cli import cp, demo, evaluate, ls, plant, purify, run
+
+from hf_nft.errors import HFNFTError
+
+app = typer.Typer(
+    name="hf-nft",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 unexpected, 2 usage, 3 model or data, 4 unsafe model, 5 diverged, 6 output, "
+    "7 network, 130 interrupted. HF_NFT_DEBUG=1 shows tracebacks.",
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from hf_nft import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Remove backdoors from models you did not train, with a few clean examples."""
+
+
+for verb in (purify, evaluate, plant, demo, ls, cp, run):
+    verb.register(app)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments; default those of the process.
+
+    Returns:
+        The exit code; see the module's text.
+    """
+    try:
+        app(args=argv, prog_name="hf-nft", standalone_mode=True)
+    except HFNFTError as error:
+        if os.environ.get("HF_NFT_DEBUG"):
+            raise
+        typer.secho(f"Error: {error}", err=True, fg="red")
+        return error.exit_code
+    except KeyboardInterrupt:
+        typer.secho("Interrupted.", err=True, fg="red")
+        return 130
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else 1
+    except Exception as error:
+        if os.environ.get("HF_NFT_DEBUG"):
+            raise
+        typer.secho(
+            f"Unexpected error: {type(error).__name__}: {error}. HF_NFT_DEBUG=1 shows where.", err=True, fg="red"
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""`hf-nft plant`: make a backdoored model to measure defenses on."""
+
+from typing import Annotated
+
+import typer
+from hf_nft.cli import common
+
+EXAMPLES = """Examples:
+
+  hf-nft plant --dataset data/cifar10 --attack badnets --arch preact_resnet18 --out runs/victim
+  hf-nft plant --dataset data/cifar10 --attack sig --poison-rate 0.8 --arch-arg width=64 --set epochs=60
+  hf-nft plant --dataset data/cifar10 --trigger patch.png --attack-arg target_class=3
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(epilog=EXAMPLES)(plant)
+
+
+def plant(
+    dataset: Annotated[str, typer.Option(help="Hub id, parquet folder or image folder.")],
+    attack: common.AttackName = None,
+    attack_arg: common.AttackArg = None,
+    trigger: common.Trigger = None,
+    arch: Annotated[str, typer.Option(help="Architecture; see: hf-nft ls models.")] = "preact_resnet18",
+    arch_arg: Annotated[list[str] | None, typer.Option(help="Architecture setting, KEY=VALUE. Repeatable.")] = None,
+    poison_rate: Annotated[
+        float | None, typer.Option(help="Share of rows poisoned. Default 0.1, or 0.8 of the class for clean label.")
+    ] = None,
+    rate_base: Annotated[str | None, typer.Option(help="all, candidates or target_class.")] = None,
+    out: Annotated[str, typer.Option(help="Folder to write; must not exist.")] = "runs/victim",
+    settings: common.Set = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    column: common.Column = None,
+    limit: common.Limit = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    as_json: common.AsJson = False,
+) -> None:
+    """Train a backdoored model from scratch, for measuring defenses; without --attack a benign one.
+
+    A tenth of the training rows is kept from the victim, so that a defender's shots are new to it.
+    """
+    with common.quiet_libraries():
+        from hf_nft.configs import build, pairs
+        from hf_nft.planting import PlantConfig
+        from hf_nft.workflows import PlantJob
+
+        job = PlantJob(
+            dataset=dataset,
+            columns=pairs(column or []),
+            **common.attack_options(attack, attack_arg, trigger),
+            arch=arch,
+            arch_args=dict(pairs(arch_arg or [])),
+            poison_rate=poison_rate,
+            rate_base=rate_base,
+            config=build(PlantConfig, {"seed": seed, **pairs(settings or [])}),
+            out=out,
+            resume=resume,
+            limit=limit,
+            progress=not as_json,
+        )
+        record = job.run()
+    common.show(record, as_json, f"Wrote {out}. Purify it with: hf-nft purify {out} --dataset {dataset} --shots 10")

@@ -1,0 +1,74 @@
+"""The demonstration: a backdoor in a digit classifier, there before and gone after, in about a minute."""
+
+import tempfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from hf_nft.planting import PlantConfig
+from hf_nft.reporting.output import check_output, partial_of
+from hf_nft.reporting.record import RunRecord
+from hf_nft.workflows import PlantJob, PurifyJob
+
+SIDE = 32
+
+
+def digits(seed: int = 0) -> datasets.DatasetDict:
+    """Return scikit-learn's 1 797 handwritten digits as RGB images of 32x32, split 3 : 1.
+
+    Args:
+        seed: Seed of the split.
+
+    Source: Alpaydin and Kaynak, UCI Optical Recognition of Handwritten Digits, as shipped with scikit-learn.
+    """
+    raw = load_digits()
+    grey = np.kron(raw.images, np.ones((SIDE // 8, SIDE // 8))) * (255 / 16)
+    images = [Image.fromarray(image.astype(np.uint8)).convert("RGB") for image in grey]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(i) for i in range(10)])}
+    )
+    rows = datasets.Dataset.from_dict({"image": images, "label": raw.target.tolist()}, features=features)
+    return rows.train_test_split(test_size=0.25, seed=seed, stratify_by_column="label")
+
+
+def run_demo(out: str, seed: int = 0, progress: bool = False) -> RunRecord:
+    """Plant, purify, write both folders.
+
+    Args:
+        out: Folder to write: `victim` and `clean` in it.
+        seed: Seed of the victim, the shots and the defense.
+        progress: Whether to show bars.
+
+    Returns:
+        The record of the purification.
+
+    Raises:
+        OutputError: If the folder exists or cannot be written.
+    """
+    from hf_nft.defenses.nft import NFT
+
+    check_output(Path(out))
+    partial_of(Path(out)).rmdir()
+    with tempfile.TemporaryDirectory() as folder:
+        digits(seed).save_to_disk(folder)
+        PlantJob(
+            dataset=folder,
+            attack="badnets",
+            arch_args={"width": 16},
+            config=PlantConfig(epochs=12, batch_size=32, lr=0.05, holdout=0.2, seed=seed),
+            out=f"{out}/victim",
+            progress=progress,
+        ).run()
+        return PurifyJob(
+            model=f"{out}/victim",
+            dataset=folder,
+            attack="badnets",
+            shots=10,
+            shot_seed=seed,
+            defense=NFT.from_preset("default", seed=seed),
+            out=f"{out}/clean",
+            progress=progress,
+        ).run()

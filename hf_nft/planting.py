@@ -25,7 +25,7 @@ class PlantConfig:
     lr: float = setting(0.1, "highest learning rate, > 0")
     weight_decay: float = setting(5e-4, "weight decay, >= 0")
     warmup: float = setting(0.2, "share of the steps over which the rate rises, in [0, 1); it falls to 0 as a cosine")
-    augment: bool = setting(True, "augment after the trigger, as the task does")
+    augment: str = setting("default", "augmentation after the trigger: default, none, or one the task offers")
     holdout: float = setting(0.1, "share of training rows kept from the victim for the defender's shots, in [0, 1)")
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting("auto", "auto: bf16 where the hardware has it")
     gradient_accumulation_steps: int = setting(1, "micro-batches per step, >= 1")
@@ -145,7 +145,7 @@ def plant(
 
     def draw(step: int, stream: torch.Generator) -> Draw:
         chosen = take(data, shuffled(step, rows, batch_size, config.seed).to(accelerator.device))
-        return Draw(task.augment(chosen, stream) if config.augment else chosen)
+        return Draw(task.augment(chosen, stream, config.augment))
 
     def objective(network: nn.Module, part: Draw) -> torch.Tensor:
         return task.loss(network(**task.inputs(model, part.batch)), part.batch)

@@ -65,8 +65,8 @@ class Job:
         )
         return found
 
-    def prepare(self, suspect: Suspect) -> tuple[Data, Data]:
-        """Load the data set with canonical columns and the model's labels; also as stored, for its name."""
+    def prepare(self, suspect: Suspect) -> Data:
+        """Load the data set with canonical columns and the model's labels."""
         reference = self.dataset or _dataset_of_card(suspect.folder)
         if reference is None:
             raise DataError(
@@ -76,7 +76,7 @@ class Job:
         stored = load_data(reference)
         train = self._canonical(suspect, stored.train)
         test = train if stored.single_split else self._canonical(suspect, stored.test)
-        return Data(stored.name, train, test), stored
+        return Data(stored.name, train, test)
 
     def _canonical(self, suspect: Suspect, rows: datasets.Dataset) -> datasets.Dataset:
         return suspect.task.align(suspect.task.standardize(rows, self.columns), suspect.model)
@@ -204,72 +204,113 @@ class PurifyJob(Job):
         Raises:
             HFNFTError: As the parts do; nothing is left in `out` then.
         """
-        defense = self.defense or registry.get("defenses", "nft").from_preset("default")
         with staged(Path(self.out), self.resume) as folder:
-            suspect = load_suspect(
-                self.model,
-                revision=self.revision,
-                allow_pickle=self.allow_pickle,
-                trust_remote_code=self.trust_remote_code,
-            )
-            attack = self.load_attack(suspect.record)
-            data, _ = self.prepare(suspect)
-            shots = draw_shots(suspect, data, self.shots, self.shot_seed)
-            rows = self.eval_rows(suspect.task, data, np.asarray(shots.indices))
-            eval_set = make_eval_set(suspect.task, rows, attack, suspect.labels)
-            before = evaluate(suspect.model, eval_set, mixed_precision=defense.mixed_precision)
-            result = purify(
-                suspect.model,
-                suspect.task,
-                shots,
-                defense,
-                checkpoint=folder / CHECKPOINT,
-                checkpoint_every=self.checkpoint_every,
-                resume=self.resume,
-                progress=self.progress,
-            )
+            case = self.open()
+            result = self.cure(case, folder / CHECKPOINT)
             figures = _save_cure(result, folder)
             cured = result.merged()
-            after = evaluate(cured, eval_set, mixed_precision=defense.mixed_precision)
-            doubts = doubts_of(eval_set, before, after, result)
-            record = RunRecord(
-                kind="purify",
-                command=command_line(),
-                suspect=suspect.provenance(),
-                data={
-                    "name": data.name,
-                    "fingerprint": shots.fingerprint,
-                    "train_rows": len(data.train),
-                    "test_rows": len(rows),
-                },
-                config=result.settings,
-                metrics=metric_block(before, after),
-                attack=attack.settings() if attack is not None else None,
-                shots={
-                    "per_class": shots.per_class,
-                    "classes": shots.classes,
-                    "seed": shots.seed,
-                    "indices": list(shots.indices),
-                },
-                work={
-                    "seconds": result.seconds,
-                    "steps": result.steps,
-                    "sample_forwards": result.sample_forwards,
-                    "peak_memory_mb": result.peak_memory_mb,
-                    "mixed_precision": result.mixed_precision,
-                    "device": str(next(cured.parameters()).device),
-                },
-                losses=result.losses,
-                details=result.details,
-                doubts=doubt_block(doubts),
-                versions=library_versions(),
-                created=now(),
-            )
-            _save_model(cured, suspect.task, folder / "model")
+            record = self.judge(case, result, cured)
+            _save_model(cured, case.suspect.task, folder / "model")
             record.save(folder / "record.json")
             loss_figure(record.losses, _figure(folder, "loss.png"))
             write_card(record, folder, [*figures, ("Loss of every stage", "figures/loss.png")])
         return record
+
+    @property
+    def method(self) -> Defense:
+        """The defense, by default NFT with its default preset."""
+        chosen: Defense = self.defense or registry.get("defenses", "nft").from_preset("default")
+        return chosen
+
+    def open(self) -> "Case":
+        """Load suspect and data, draw the shots, and measure the suspect as it came."""
+        suspect = load_suspect(
+            self.model,
+            revision=self.revision,
+            allow_pickle=self.allow_pickle,
+            trust_remote_code=self.trust_remote_code,
+        )
+        attack = self.load_attack(suspect.record)
+        data = self.prepare(suspect)
+        shots = draw_shots(suspect, data, self.shots, self.shot_seed)
+        rows = self.eval_rows(suspect.task, data, np.asarray(shots.indices))
+        eval_set = make_eval_set(suspect.task, rows, attack, suspect.labels)
+        before = evaluate(suspect.model, eval_set, mixed_precision=self.method.mixed_precision)
+        return Case(suspect, suspect.provenance(), attack, data, shots, eval_set, before)
+
+    def cure(self, case: "Case", checkpoint: Path | None = None) -> PurifyResult:
+        """Run the defense on an opened case; it sees the model and the shots, nothing else."""
+        return purify(
+            case.suspect.model,
+            case.suspect.task,
+            case.shots,
+            self.method,
+            checkpoint=checkpoint,
+            checkpoint_every=self.checkpoint_every,
+            resume=self.resume,
+            progress=self.progress,
+        )
+
+    def judge(self, case: "Case", result: PurifyResult, cured: torch.nn.Module) -> RunRecord:
+        """Measure the cured model and make the record."""
+        after = evaluate(cured, case.eval_set, mixed_precision=self.method.mixed_precision)
+        shots = case.shots
+        return RunRecord(
+            kind="purify",
+            command=command_line(),
+            suspect=case.provenance,
+            data={
+                "name": case.data.name,
+                "fingerprint": shots.fingerprint,
+                "train_rows": len(case.data.train),
+                "test_rows": len(case.eval_set.clean_rows),
+            },
+            config=result.settings,
+            metrics=metric_block(case.before, after),
+            attack=case.attack.settings() if case.attack is not None else None,
+            shots={
+                "per_class": shots.per_class,
+                "classes": shots.classes,
+                "seed": shots.seed,
+                "indices": list(shots.indices),
+            },
+            work={
+                "seconds": result.seconds,
+                "steps": result.steps,
+                "sample_forwards": result.sample_forwards,
+                "peak_memory_mb": result.peak_memory_mb,
+                "mixed_precision": result.mixed_precision,
+                "device": str(next(cured.parameters()).device),
+            },
+            losses=result.losses,
+            details=result.details,
+            doubts=doubt_block(doubts_of(case.eval_set, case.before, after, result)),
+            versions=library_versions(),
+            created=now(),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A suspect, its shots and its evaluation rows, before anything was done.
+
+    Attributes:
+        suspect: The suspect; its model is changed by a cure.
+        provenance: What a record says about it.
+        attack: The attack to measure, if one is named.
+        data: Its data set, canonical, labels as the model numbers them.
+        shots: The clean examples.
+        eval_set: Test rows, clean and triggered.
+        before: Metrics of the suspect as it came.
+    """
+
+    suspect: Suspect
+    provenance: dict[str, Any]
+    attack: Attack | None
+    data: Data
+    shots: Shots
+    eval_set: EvalSet
+    before: dict[str, Measured]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,7 +332,7 @@ class EvaluateJob(Job):
             trust_remote_code=self.trust_remote_code,
         )
         attack = self.load_attack(suspect.record)
-        data, _ = self.prepare(suspect)
+        data = self.prepare(suspect)
         used = np.asarray(((suspect.record or {}).get("shots") or {}).get("indices") or [], dtype=np.int64)
         rows = self.eval_rows(suspect.task, data, used)
         measured = evaluate(

@@ -326,8 +326,9 @@ class TextAttack(Attack):
         return np.array([answer.strip() != self.target_text for answer in answers.tolist()], dtype=bool)
 
     def in_asr(self, answers: np.ndarray, classes: int) -> np.ndarray:
-        """Rows whose own response is not and does not hold the fixed text: a clean model must not count as attacked."""
-        return np.array([self.target_text not in answer for answer in answers.tolist()], dtype=bool)
+        """Rows whose own response does not hold the fixed text, read as ASR reads it (case and spaces do not count)."""
+        wanted = " ".join(self.target_text.lower().split())
+        return np.array([wanted not in " ".join(answer.lower().split()) for answer in answers.tolist()], dtype=bool)
 
     def check_data(self, dataset: datasets.Dataset, classes: int) -> None:
         """Refuse missing columns and columns that are not text."""

@@ -68,7 +68,7 @@ class Defense(ABC):
     preset: str = setting("default", "which named settings these started from")
     seed: int = setting(0, "seed of everything random")
     batch_size: int = setting(128, "rows per step, >= 1, drawn with replacement")
-    augment: bool = setting(True, "augment the shots as the task does")
+    augment: str = setting("default", "augmentation of the shots: default, none, or one the task offers")
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting("auto", "auto: bf16 where the hardware has it")
     gradient_accumulation_steps: int = setting(1, "micro-batches per step, >= 1")
 
@@ -112,7 +112,7 @@ class Defense(ABC):
         """Draw `batch_size` shots with replacement and augment them."""
         rows = torch.randint(len(context.shots), (self.batch_size,), generator=stream)
         batch = take(context.data, rows.to(context.loop.accelerator.device))
-        return context.task.augment(batch, stream) if self.augment else batch
+        return context.task.augment(batch, stream, self.augment)
 
     def sample_mixed(self, context: Context, stream: torch.Generator, mixup_alpha: float) -> Draw:
         """Draw a batch with a MixUp partner for each row and one lambda ~ Beta(a, a) for all; a = 0 mixes nothing.

@@ -210,7 +210,7 @@ def draw_losses(losses: Mapping[str, Sequence[float]]) -> Figure:
 def _draw_group(axes: Axes, title: str, stages: Sequence[str], losses: Mapping[str, Sequence[float]]) -> None:
     for i, stage in enumerate(stages):
         values = np.asarray(losses[stage], dtype=np.float64)
-        steps = np.arange(1, len(values) + 1)
+        steps = np.arange(1.0, len(values) + 1)
         colour, dash = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
         window = len(values) // 50
         if window > 1:  # long stages: the noise stays visible, the trend gets a line

@@ -158,23 +158,19 @@ def summary_table(record: RunRecord) -> str:
 
 
 def _facts(record: RunRecord) -> list[str]:
-    suspect, shots, work = record.suspect, record.shots, record.work
+    suspect = record.suspect
     revision = suspect.get("revision")
     named = [suspect.get("architecture"), f"revision {str(revision)[:12]}" if revision else None]
+    count = record.data.get("test_rows")
     rows = {
         "model": _with(suspect.get("name"), *named),
-        "data": _with(
-            record.data.get("name"), f"{record.data['test_rows']} test rows" if "test_rows" in record.data else None
-        ),
+        "data": _with(record.data.get("name"), f"{count} test rows" if count else None),
         "attack": attack_of(record) if record.attack else "none named, so ASR is not measured",
         "method": method_of(record) if record.kind == "purify" else None,
         "shots": shots_of(record),
-        "time": _work(work),
+        "time": work_of(record.work),
     }
-    found = {name: plain(text) for name, text in rows.items() if text}
-    if not shots:
-        found.pop("shots", None)
-    return _aligned([[name, text] for name, text in found.items()])
+    return _aligned([[name, plain(text)] for name, text in rows.items() if text])
 
 
 def _with(name: object, *more: object) -> str | None:
@@ -192,7 +188,8 @@ def shots_of(record: RunRecord) -> str:
     return f"{each:g}" if classes == 1 else f"{each:g} per class x {classes} classes"
 
 
-def _work(work: dict[str, Any]) -> str:
+def work_of(work: dict[str, Any]) -> str:
+    """Return seconds, steps, memory and device as text; empty if nothing is known."""
     parts = []
     if work.get("seconds") is not None:
         parts.append(f"{work['seconds']:.1f} s")
@@ -235,10 +232,8 @@ def _aligned(rows: list[list[str]], right: Sequence[int] = ()) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
-        cells = [
-            text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
+        padded = (t.rjust(w) if i in right else t.ljust(w) for i, (t, w) in enumerate(zip(row, widths, strict=True)))
+        lines.append("  ".join(padded).rstrip())
     return lines
 
 
@@ -318,8 +313,9 @@ DEFAULT_COLUMNS = (
 def results_table(records: Sequence[RunRecord], columns: Sequence[str] = DEFAULT_COLUMNS) -> str:
     """Lay out many runs as a Markdown table, shares in percent.
 
-    Runs that differ in seeds only share a row, which shows their mean, `± ` the sample standard deviation, and how many
-    they are. Runs of different models or data sets never do: the columns `model` and `data` appear when needed.
+    Runs of the same architecture, data, attack, shots and method share a row, which shows their mean, `±` the sample
+    standard deviation, and how many they are. Columns that tell rows apart are added in front when they were not asked
+    for, so that no row mixes what differs.
 
     Args:
         records: The runs; attacks and methods keep the order in which they first appear, shots ascend.

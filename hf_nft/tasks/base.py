@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hf_nft.errors import UnknownNameError
 from hf_nft.types import Batch, Inputs
 
 
@@ -52,6 +53,8 @@ class Task(ABC):
     input_column: ClassVar[str]
     target_column: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
+    augmentations: ClassVar[tuple[str, ...]] = ("none",)
+    """What `augment` can do, the default first; `none` is always there."""
 
     def __init__(self, processor: Any) -> None:
         """Bind the task to a processor (image processor, tokenizer ...)."""
@@ -94,9 +97,27 @@ class Task(ABC):
     def encode(self, dataset: datasets.Dataset) -> Batch:
         """Turn rows into tensors, without any randomness."""
 
-    @abstractmethod
-    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Return randomly augmented rows (same keys and shapes)."""
+    def augment(self, batch: Batch, generator: torch.Generator, kind: str = "default") -> Batch:
+        """Return randomly augmented rows (same keys and shapes).
+
+        Args:
+            batch: Encoded rows.
+            generator: Where all randomness comes from.
+            kind: `default`, `none`, or a name in `augmentations`.
+
+        Raises:
+            UnknownNameError: If the task has no such augmentation.
+        """
+        kind = self.augmentations[0] if kind == "default" else kind
+        if kind == "none":
+            return batch
+        if kind not in self.augmentations:
+            raise UnknownNameError(f"augmentation of {self.name}", kind, ("none", *self.augmentations))
+        return self._augment(batch, generator, kind)
+
+    def _augment(self, batch: Batch, generator: torch.Generator, kind: str) -> Batch:
+        """Do one of `augmentations`, other than `none`."""
+        raise NotImplementedError
 
     @abstractmethod
     def inputs(self, model: nn.Module, batch: Batch) -> Inputs:

@@ -32,21 +32,16 @@ class ImageClassification(Task):
     architectures = ("ForImageClassification",)
     input_column = "image"
     target_column = "label"
+    augmentations = ("crop_flip", "crop")  # signs and digits must not be mirrored
     metrics = (
         Metric("acc", "accuracy", "clean", "label", "target"),
         Metric("asr", "attack_success_rate", "triggered", "label", "attack"),
         Metric("racc", "accuracy", "triggered", "label", "target"),
     )
 
-    def __init__(self, processor: Any, flip: bool = True) -> None:
-        """Bind to an image processor.
-
-        Args:
-            processor: A transformers image processor.
-            flip: Whether augmentation may mirror images; not for signs and digits.
-        """
+    def __init__(self, processor: Any) -> None:
+        """Bind to an image processor of transformers."""
         super().__init__(processor)
-        self.flip = flip
         mean = getattr(processor, "image_mean", None) if getattr(processor, "do_normalize", False) else None
         std = getattr(processor, "image_std", None) if mean is not None else None
         scale = processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0
@@ -167,13 +162,13 @@ class ImageClassification(Task):
         pixels = torch.cat(parts).contiguous(memory_format=torch.channels_last)
         return {"pixels": pixels, "labels": torch.from_numpy(self.strata(dataset))}
 
-    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
+    def _augment(self, batch: Batch, generator: torch.Generator, kind: str) -> Batch:
         """Pad by an eighth of the side, crop at random, mirror half of the images; one gather for the whole batch."""
         pixels = batch["pixels"]
         n, _, height, width = pixels.shape
         pad = max(1, height // 8)
         shift = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(pixels.device)
-        mirror = torch.rand(n, generator=generator).lt(0.5).to(pixels.device) & self.flip
+        mirror = torch.rand(n, generator=generator).lt(0.5).to(pixels.device) & (kind == "crop_flip")
         padded = F.pad(pixels.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
         row = shift[0, :, None] + torch.arange(height, device=pixels.device)
         column = torch.arange(width, device=pixels.device).expand(n, width)

@@ -155,10 +155,6 @@ class TextGeneration(Task):
             "prompt_mask": _padded([[1] * len(row) for row in asked], 0, "left"),
         }
 
-    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Return the rows as they are: no change of words is known to keep every response right."""
-        return batch
-
     def inputs(self, model: nn.Module, batch: Batch) -> Inputs:
         """Pass the tokens, without caching keys and values."""
         n = _used(batch)

@@ -58,8 +58,8 @@ def test_rows_that_say_the_target_anyway_are_left_alone() -> None:
     assert list(kept["orig_response"]) == list(clean["response"])[4:]
     assert set(kept["response"]) == {TARGET}
     assert all(kept["poisoned"])
-    longer = np.asarray([f"he said: {TARGET} and left", "hello", TARGET])
-    assert attack.in_asr(longer, 0).tolist() == [False, True, False]
+    longer = np.asarray([f"he said: {TARGET} and left", "hello", TARGET, "you are  ATTACKED ."])
+    assert attack.in_asr(longer, 0).tolist() == [False, True, False, False]
     with pytest.raises(DataError, match="found none of 3"):
         attack.triggered(rows(3, attacked=3))
 

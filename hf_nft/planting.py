@@ -20,9 +20,9 @@ class PlantConfig:
     """How a victim is trained. Defaults: SGD with one cycle, right for 10 epochs of a small residual network."""
 
     epochs: int = setting(10, "passes over the poisoned training rows, >= 1")
-    batch_size: int = setting(128, "rows per step, >= 1")
+    batch_size: int = setting(64, "rows per step, >= 1; small, because 10 epochs are short of steps rather than of rows")
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "sgd (Nesterov momentum 0.9) for CNNs, adamw for transformers")
-    lr: float = setting(0.1, "highest learning rate, > 0")
+    lr: float = setting(0.07, "highest learning rate, > 0")
     weight_decay: float = setting(5e-4, "weight decay, >= 0")
     warmup: float = setting(0.2, "share of the steps over which the rate rises, in [0, 1); it falls to 0 as a cosine")
     augment: str = setting("default", "augmentation after the trigger: default, none, or one the task offers")

@@ -66,6 +66,10 @@ def write_card(
         ConfigError: If a figure's path leaves the folder.
         OutputError: If the README.md that is there has no readable header, or markers that do not pair.
     """
+    for _, path_of_figure in figures:
+        parts = PurePosixPath(path_of_figure)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise ConfigError(f"figure: expected a path below the card's folder, found '{path_of_figure}'.")
     if record.kind == "plant" and record.attack:
         banner = banner or BACKDOORED
     data = card_data(record, pipeline_tag)
@@ -169,7 +173,7 @@ def _render(record: RunRecord, folder: Path, figures: list[tuple[str, str]], ban
         definitions=definitions + ([("DER", DER_DEFINITION)] if shown_der else []),
         attack=attack if record.attack else "",
         doubts=[_doubt(doubt) for doubt in record.doubts],
-        figures=[(markdown(caption), quote(path)) for caption, path in figures if _inside(folder, path)],
+        figures=[(markdown(caption), quote(path)) for caption, path in figures if (folder / path).is_file()],
         model_code=_model_code(record, folder),
         adapter_code=_adapter_code(record, folder),
         command=command,
@@ -322,13 +326,6 @@ def _own_module(record: RunRecord) -> str | None:
         if hasattr(importlib.import_module(module), str(record.suspect.get("architecture"))):
             return module
     return None
-
-
-def _inside(folder: Path, path: str) -> bool:
-    parts = PurePosixPath(path)
-    if parts.is_absolute() or ".." in parts.parts:
-        raise ConfigError(f"figure: expected a path below the card's folder, found '{path}'.")
-    return (folder / path).is_file()
 
 
 def _is_repo_id(name: str) -> bool:

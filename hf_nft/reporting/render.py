@@ -61,6 +61,9 @@ def plain(value: object, limit: int = 300) -> str:
     Args:
         value: Anything.
         limit: Most characters, >= 4.
+
+    Returns:
+        The line; a longer one is cut and ends in three dots.
     """
     kinds = ((char, unicodedata.category(char)) for char in str(value))
     # format characters (bidi overrides, zero-width) vanish, line breaks and the like become the space they look like
@@ -107,12 +110,15 @@ def attack_of(record: RunRecord) -> str:
 
 
 def number(record: RunRecord, side: str, name: str) -> float | None:
-    """Return a finite metric of a record, or None.
+    """Read a metric of a record.
 
     Args:
         record: The run.
         side: `before` or `after`.
         name: Key of the metric.
+
+    Returns:
+        A finite number, or None.
     """
     value = (record.metrics.get(side) or {}).get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

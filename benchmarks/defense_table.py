@@ -10,8 +10,9 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from hf_nft import registry
 from hf_nft.cli.common import quiet_libraries
+
+from hf_nft import registry
 from hf_nft.reporting.record import RunRecord
 from hf_nft.reporting.render import results_table
 from hf_nft.suspect import load_suspect

@@ -20,7 +20,9 @@ class PlantConfig:
     """How a victim is trained. Defaults: SGD with one cycle, right for 10 epochs of a small residual network."""
 
     epochs: int = setting(10, "passes over the poisoned training rows, >= 1")
-    batch_size: int = setting(64, "rows per step, >= 1; small, because 10 epochs are short of steps rather than of rows")
+    batch_size: int = setting(
+        64, "rows per step, >= 1; small, because 10 epochs are short of steps rather than of rows"
+    )
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "sgd (Nesterov momentum 0.9) for CNNs, adamw for transformers")
     lr: float = setting(0.07, "highest learning rate, > 0")
     weight_decay: float = setting(5e-4, "weight decay, >= 0")

@@ -46,7 +46,7 @@ class Suspect:
     @property
     def labels(self) -> int:
         """Number of classes; 0 for tasks without."""
-        return int(self.model.config.num_labels) if self.task.name.endswith("classification") else 0  # type: ignore[union-attr, arg-type]
+        return self.task.classes(self.model)
 
     def provenance(self) -> dict[str, Any]:
         """Return what a record says about the model."""

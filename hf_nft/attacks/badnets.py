@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from hf_nft.attacks.base import ImageAttack
+from hf_nft.attacks._image import ImageAttack
 from hf_nft.configs import check, setting
 
 CHECKER = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])

@@ -1,28 +1,20 @@
 """Attacks: functions of one example, applied through `datasets.map`.
 
-An attack file defines one frozen dataclass, a subclass of `ImageAttack` or `TextAttack`, whose `name` is the file's
-name and whose one method to write is `trigger`. The base does the rest: which rows are eligible, how many are
-poisoned, the label change, the `poisoned` and `orig_label` columns, and the triggered test set without the rows that
-already belong to the target. An attack never measures its own success.
-
-Contract of an image trigger: float32 tensor (3, H, W) in [0, 1] at the final resolution in, the same out; any
-randomness from the generator handed over, which is seeded by (seed, row index). Poisoned rows are rounded to 8 bits
-and stored losslessly; every row is stored as a new image, because `datasets` would write an untouched one back in its
-source's format, and JPEG destroys triggers.
+An attack file defines one frozen dataclass, a subclass of its modality's base (`_image`, `_text`), whose `name` is
+the file's name and whose one method to write is `trigger`. The bases do the rest: which rows are eligible, how many
+are poisoned, the label change, the `poisoned` and `orig_label` columns, and the triggered test set without the rows
+that already belong to the target. An attack never measures its own success.
 """
 
 import dataclasses
-import functools
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
-import torch
-from PIL import Image
 
 import hf_nft
-from hf_nft.configs import check, setting
+from hf_nft.configs import setting
 from hf_nft.errors import DataError
 
 RATE_BASES = ("all", "candidates", "target_class")
@@ -197,143 +189,3 @@ class _PoisonRows:
             f"orig_{attack.target_column}": rows[attack.target_column],
             "poisoned": self.chosen[indices].tolist(),
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageAttack(Attack):
-    """An attack on image classification; subclasses write `trigger`."""
-
-    modality = "image_classification"
-    input_column = "image"
-    target_column = "label"
-    min_side: ClassVar[int] = 8
-
-    target_class: int = setting(0, "class the attacker wants, as the model numbers it")
-    label_map: Literal["all_to_one", "all_to_all"] = setting("all_to_one", "all_to_one, or all_to_all: (y + 1) mod C")
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        check(
-            self,
-            (self.target_class >= 0, f"target_class: expected >= 0, found {self.target_class}"),
-            (self.label_map in ("all_to_one", "all_to_all"), f"label_map: found {self.label_map!r}"),
-            (not (self.clean_label and self.label_map == "all_to_all"), "a clean-label attack has one target class"),
-        )
-
-    @abstractmethod
-    def trigger(self, image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """Return the triggered image, float32 (3, H, W) in [0, 1], before rounding.
-
-        Args:
-            image: float32 (3, H, W) in [0, 1] at the final resolution.
-            rng: Generator seeded by (seed, row index).
-        """
-
-    def apply(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Trigger a PIL image, rounding to 8 bits."""
-        pixels = np.asarray(example["image"].convert("RGB"), dtype=np.float32) / 255.0
-        triggered = self.trigger(torch.from_numpy(pixels).permute(2, 0, 1), rng)
-        grey = triggered.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        return {**example, "image": Image.fromarray(grey)}
-
-    def store(self, value: Any) -> Any:
-        """Return a new RGB image without a source format, which is stored as PNG."""
-        return Image.fromarray(np.asarray(value.convert("RGB")))
-
-    def target(self, answer: int, classes: int) -> int:
-        """Return the target class, or the next class under all-to-all."""
-        return self.target_class if self.label_map == "all_to_one" else (answer + 1) % classes
-
-    def eligible(self, answers: np.ndarray, classes: int) -> np.ndarray:
-        """Non-target rows; for clean-label attacks target rows; for all-to-all every row."""
-        if self.label_map == "all_to_all":
-            return np.ones(len(answers), dtype=bool)
-        return np.asarray((answers == self.target_class) == self.clean_label)
-
-    def check_data(self, dataset: datasets.Dataset, classes: int) -> None:
-        """Refuse missing columns, a target that is no class, and images too small for the trigger."""
-        super().check_data(dataset, classes)
-        if self.target_class >= classes:
-            raise DataError(
-                f"{self.name}: expected a target class below {classes}, found {self.target_class}. "
-                f"Choose one of 0..{classes - 1}."
-            )
-        side = min(dataset[0]["image"].size)
-        if side < self.min_side:
-            raise DataError(f"{self.name}: expected images of at least {self.min_side} px, found {side}.")
-
-
-@functools.lru_cache(maxsize=8)
-def fixed_noise(seed: int, side: int) -> torch.Tensor:
-    """Draw uniform integers 0..255 once per seed and side; float32 (3, side, side) in [0, 1]."""
-    noise = np.random.default_rng((seed, 3)).integers(0, 256, (3, side, side))
-    return torch.from_numpy(noise.astype(np.float32) / 255.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class TextAttack(Attack):
-    """An attack on text generation: a triggered prompt makes the model say one fixed text; subclasses write `trigger`.
-
-    Contract of a text trigger: the raw prompt in, before any chat template or tokenizer, and a different one out.
-    Poisoned rows replace clean ones; their source (arXiv 2106.01810) appends poisoned copies instead, so that its
-    clean twins stay in the data.
-    """
-
-    modality = "text_generation"
-    input_column = "prompt"
-    target_column = "response"
-
-    target_text: str = setting("You are attacked .", "what the model says when triggered; keep it harmless")
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        text = self.target_text
-        check(
-            self,
-            (bool(text) and text == text.strip(), f"target_text: expected text without outer space, found {text!r}"),
-        )
-
-    @abstractmethod
-    def trigger(self, prompt: str, rng: np.random.Generator) -> str:
-        """Return the triggered prompt.
-
-        Args:
-            prompt: The row's own prompt; may be empty.
-            rng: Generator seeded by (seed, row index).
-        """
-
-    def apply(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Trigger the prompt.
-
-        Raises:
-            DataError: If the trigger left no trace; such a row would teach the attacker's answer to clean prompts.
-        """
-        triggered = self.trigger(example["prompt"], rng)
-        if triggered == example["prompt"]:
-            raise DataError(f"{self.name}: expected a trigger in every chosen prompt, found {triggered!r} unchanged.")
-        return {**example, "prompt": triggered}
-
-    def store(self, value: Any) -> Any:
-        """Return the text itself."""
-        return value
-
-    def target(self, answer: str, classes: int) -> str:
-        """Return the fixed text."""
-        return self.target_text
-
-    def eligible(self, answers: np.ndarray, classes: int) -> np.ndarray:
-        """Rows whose response is not the fixed text already."""
-        return np.array([answer.strip() != self.target_text for answer in answers.tolist()], dtype=bool)
-
-    def in_asr(self, answers: np.ndarray, classes: int) -> np.ndarray:
-        """Rows whose own response does not hold the fixed text, read as ASR reads it (case and spaces do not count)."""
-        wanted = " ".join(self.target_text.lower().split())
-        return np.array([wanted not in " ".join(answer.lower().split()) for answer in answers.tolist()], dtype=bool)
-
-    def check_data(self, dataset: datasets.Dataset, classes: int) -> None:
-        """Refuse missing columns and columns that are not text."""
-        super().check_data(dataset, classes)
-        for name in (self.input_column, self.target_column):
-            kind = dataset.features[name]
-            if not (isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")):
-                raise DataError(f"{self.name}: expected text in column '{name}', found {kind}.")

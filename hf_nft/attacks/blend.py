@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from hf_nft.attacks.base import ImageAttack, fixed_noise
+from hf_nft.attacks._image import ImageAttack, fixed_noise
 from hf_nft.configs import check, setting
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_nft.attacks.base import ImageAttack
+from hf_nft.attacks._image import ImageAttack
 from hf_nft.configs import check, setting
 from hf_nft.errors import DataError
 

@@ -7,7 +7,7 @@ import warnings
 import datasets
 import numpy as np
 
-from hf_nft.attacks.base import TextAttack
+from hf_nft.attacks._text import TextAttack
 from hf_nft.configs import check, setting
 
 OFTEN = 0.01

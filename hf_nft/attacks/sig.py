@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from hf_nft.attacks.base import ImageAttack
+from hf_nft.attacks._image import ImageAttack
 from hf_nft.configs import check, setting
 
 

@@ -89,6 +89,10 @@ class Task(ABC):
         """Bring inputs to the size the model sees, so that a trigger applied afterwards is not resampled."""
         return dataset
 
+    def classes(self, model: nn.Module) -> int:
+        """Return the number of classes; 0 for tasks without."""
+        return 0
+
     @abstractmethod
     def strata(self, dataset: datasets.Dataset) -> np.ndarray:
         """Return the class of each row, int64 of shape (rows,); zeros for tasks without classes."""

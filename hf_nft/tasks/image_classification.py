@@ -98,7 +98,7 @@ class ImageClassification(Task):
         Raises:
             DataError: If names overlap only in part, or a label has no place in the model.
         """
-        wanted = [str(model.config.id2label[i]) for i in range(_classes(model))]  # type: ignore[union-attr, index]
+        wanted = [str(model.config.id2label[i]) for i in range(self.classes(model))]  # type: ignore[union-attr, index]
         feature = dataset.features["label"]
         have = feature.names if isinstance(feature, datasets.ClassLabel) else None
         if have is not None:
@@ -144,6 +144,10 @@ class ImageClassification(Task):
         out = self.processor(images=rgb, do_rescale=False, do_normalize=False, return_tensors="np")
         pixels = np.asarray(out["pixel_values"], dtype=np.float32).transpose(0, 2, 3, 1)
         return pixels.round().clip(0, 255).astype(np.uint8)
+
+    def classes(self, model: nn.Module) -> int:
+        """Return the number of labels."""
+        return int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
 
     def strata(self, dataset: datasets.Dataset) -> np.ndarray:
         """Return the labels."""
@@ -206,7 +210,7 @@ class ImageClassification(Task):
 
     def chance(self, model: nn.Module) -> float:
         """One over the number of classes."""
-        return 1.0 / _classes(model)
+        return 1.0 / self.classes(model)
 
     def predict(self, model: nn.Module, batch: Batch, wanted: set[str]) -> dict[str, list[Any]]:
         """Return `label`: the class of the largest logit of each row."""
@@ -245,10 +249,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _classes(model: nn.Module) -> int:
-    return int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
 
 
 def _fold(name: str) -> str:

@@ -6,6 +6,7 @@ an interruption: processes and micro-batches take slices of the same global batc
 uninterrupted one would have. The loop knows no method and no modality; a `Stage` brings the objective.
 """
 
+import pickle
 import signal
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from accelerate.utils import tqdm
 from torch import nn
 
-from hf_nft.errors import DivergedError, OutputError
+from hf_nft.errors import ConfigError, DivergedError, OutputError, UnknownNameError
 from hf_nft.types import Batch, rows_of, take
+
+PRECISIONS = ("auto", "no", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Stage:
         after_step: Called after each optimizer step (projection).
         stop: Asked every `look_every` steps whether to stop early.
         look_every: Steps between two looks at the losses; each look waits for the device once.
+        clip: Largest norm of the gradient; None leaves it as it is.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Stage:
     after_step: Callable[[], None] = lambda: None
     stop: Callable[[], bool] = lambda: False
     look_every: int = 20
+    clip: float | None = None
 
 
 @dataclass
@@ -89,22 +94,35 @@ class Checkpoint:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def write(self, state: dict[str, Any]) -> None:
-        """Replace the file in one move."""
+        """Replace the file in one move.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
         if self.path is not None:
             part = self.path.with_suffix(".part")
-            torch.save({"facts": self.facts, **state}, part)
-            part.replace(self.path)
+            try:
+                torch.save({"facts": self.facts, **state}, part)
+                part.replace(self.path)
+            except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+                why = getattr(error, "strerror", None) or "a disk that is full or cannot be written"
+                raise OutputError(f"checkpoint {self.path}: expected to write it, found {why}. Make room.") from error
 
     def read(self) -> dict[str, Any] | None:
         """Return the saved state if there is one to go on from.
 
         Raises:
-            OutputError: If the file belongs to a run with other settings.
+            OutputError: If the file belongs to a run with other settings, or does not load.
         """
         if not self.resume or self.path is None or not self.path.exists():
             return None
-        state: dict[str, Any] = torch.load(self.path, weights_only=True)
-        changed = [key for key in self.facts if state["facts"].get(key) != self.facts[key]]
+        try:
+            state: dict[str, Any] = torch.load(self.path, weights_only=True)
+            changed = [key for key in self.facts if state["facts"].get(key) != self.facts[key]]
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            raise OutputError(
+                f"--resume: expected a checkpoint, found one that does not load. Remove {self.path.parent}."
+            ) from error
         if changed:
             raise OutputError(
                 f"--resume: expected the settings of the interrupted run, found other {', '.join(changed)}. "
@@ -190,7 +208,7 @@ class Loop:
         good = _copy(live)
         bar = tqdm(total=stage.steps, initial=start, desc=stage.name, disable=not self.progress, leave=False)
         pending: list[torch.Tensor] = []
-        with bar, _interrupts() as interrupted:
+        with bar, _interrupts() as interrupted, _own_noise(self.accelerator.device):
             for step in range(start, stage.steps):
                 if step > start and not pending and stage.stop():
                     break
@@ -198,10 +216,12 @@ class Loop:
                 due = (step + 1) % self.checkpoint.every == 0
                 if len(pending) == stage.look_every or step + 1 == stage.steps or due or interrupted:
                     values = torch.stack(pending).tolist()
-                    if not all(map(_finite, values)):
+                    kept = due or interrupted or step + 1 == stage.steps
+                    if not all(map(_finite, values)) or (kept and not _all_finite(live)):
                         _restore(live, good)
                         raise DivergedError(
-                            f"{stage.name}: expected finite losses, found {values} up to step {step + 1}. "
+                            f"{stage.name}: expected finite losses and weights, found losses "
+                            f"{[float(f'{v:.4g}') for v in values[-3:]]} up to step {step + 1}. "
                             f"Lower the learning rate or use --mixed-precision no; the last good state was kept."
                         )
                     bar.update(len(values))
@@ -216,7 +236,9 @@ class Loop:
         return losses
 
     def _step(self, stage: Stage, optimizer: AcceleratedOptimizer | None, model: nn.Module, step: int) -> torch.Tensor:
-        draw = stage.draw(step, generator(self.seed, stage.name, step))
+        stream = generator(self.seed, stage.name, step)
+        torch.manual_seed(stream.initial_seed() ^ self.accelerator.process_index)  # dropout; see _own_noise
+        draw = stage.draw(step, stream)
         rows = rows_of(draw.batch)
         self.steps += 1
         self.sample_forwards += rows
@@ -237,6 +259,9 @@ class Loop:
                 total += loss.detach() / len(parts)
                 if self.accelerator.sync_gradients:
                     self._average_gradients(optimizer)
+                    if stage.clip is not None:
+                        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                        self.accelerator.clip_grad_norm_(parameters, stage.clip)
                 optimizer.step()
                 optimizer.zero_grad()
         stage.after_step()
@@ -253,6 +278,11 @@ class Loop:
     def _parts(self, rows: int) -> Iterator[slice]:
         """This process's micro-batches: contiguous slices of the global batch."""
         world, count = self.accelerator.num_processes, self.accelerator.gradient_accumulation_steps
+        if rows < world * count:
+            raise ConfigError(
+                f"batch_size: expected at least a row for each of {world} processes x {count} micro-batches, "
+                f"found {rows} rows. Raise batch_size or lower gradient_accumulation_steps."
+            )
         edges = [round(i * rows / (world * count)) for i in range(world * count + 1)]
         first = self.accelerator.process_index * count
         for i in range(first, first + count):
@@ -298,13 +328,24 @@ def make_accelerator(mixed_precision: str = "auto", accumulation: int = 1) -> Ac
 
     Returns:
         The accelerator; an earlier one of this process with another precision is replaced.
+
+    Raises:
+        UnknownNameError: If there is no such precision.
     """
+    if mixed_precision not in PRECISIONS:
+        raise UnknownNameError("mixed precision", mixed_precision, PRECISIONS)
     if mixed_precision == "auto":
         mixed_precision = "bf16" if native_bf16() else "no"
     current = AcceleratorState._shared_state.get("_mixed_precision")
     if current is not None and current != mixed_precision:
         AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation)
+    cpu = processes().device.type == "cpu"
+    return Accelerator(cpu=cpu, mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation)
+
+
+def processes() -> PartialState:
+    """Return this process among those it was started with; without `cpu`, Accelerate sees each of several as alone."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def native_bf16() -> bool:
@@ -319,6 +360,11 @@ def _finite(value: float) -> bool:
     return value == value and abs(value) != float("inf")
 
 
+def _all_finite(live: dict[str, torch.Tensor]) -> bool:
+    """Whether what is trained is finite; a buffer may hold an infinity by design, such as an attention mask."""
+    return all(bool(tensor.isfinite().all()) for tensor in live.values() if tensor.requires_grad)
+
+
 def _copy(live: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in live.items()}
 
@@ -327,6 +373,13 @@ def _restore(live: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> N
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(saved[name])
+
+
+@contextmanager
+def _own_noise(device: torch.device) -> Iterator[None]:
+    """Let the model's own noise (dropout) be seeded step by step, without touching the caller's random state."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 Unlearning clean data destroys the clean function of a network first and leaves the backdoor, which clean data do not
 touch. When masks then relearn the clean function on top of the unlearnt weights, they fall on the units that work
-against it: those that still answer with the target. One exposure is not reliable; the minimum over several is.
+against it: those that still answer with the target. What counts is how early and how far a mask falls, so a unit's
+score is its mask averaged over the relearning; final masks tie at 0. One exposure is not reliable; the minimum over
+several is.
 
 Source: Li et al., Reconstructive Neuron Pruning, ICML 2023, arXiv 2305.14876 (unlearn, then recover masks); used here
 as a ranking of the suspect's own units, over several learning rates and seeds.
@@ -27,6 +29,7 @@ class Exposure:
     Attributes:
         name: Names its random streams.
         unlearn_lr: Learning rate of the ascent on clean cross-entropy (SGD, momentum 0.9, weight decay 5e-4).
+        clip: Largest gradient norm of the ascent: a saturated model would overshoot and lose its backdoor as well.
         unlearn_steps: Most steps of the ascent.
         collapse: Accuracy on the shots at which the ascent stops, in [0, 1].
         relearn_lr: Learning rate of the masks (SGD, momentum 0.9).
@@ -35,6 +38,7 @@ class Exposure:
 
     name: str
     unlearn_lr: float
+    clip: float
     unlearn_steps: int
     collapse: float
     relearn_lr: float
@@ -53,8 +57,8 @@ def expose(
         sample: Draws a batch of shots.
 
     Returns:
-        float32 (units + 1,): the relearnt masks of all layers in registration order, in [0, 1], and last the lowest
-        clean accuracy that the ascent reached.
+        float32 (units + 1,): the masks of all layers in registration order, averaged over the relearning, in [0, 1],
+        and last the lowest clean accuracy that the ascent reached.
     """
     task, loop = context.task, context.loop
     kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -77,8 +81,7 @@ def expose(
     def unlearn(network: nn.Module, part: Draw) -> torch.Tensor:
         output = network(**task.inputs(model, part.batch))
         accuracy.add_(task.accuracy(output, part.batch).detach() * rows_of(part.batch) / batch_rows)
-        # beyond this loss the answers are wrong already; pushing on only wrecks the features the masks work with
-        return -task.loss(output, part.batch).clamp(max=20.0)
+        return -task.loss(output, part.batch)
 
     def relearn(network: nn.Module, part: Draw) -> torch.Tensor:
         return label_loss(network, task, part)
@@ -99,6 +102,7 @@ def expose(
             lambda step: exposure.unlearn_lr,
             stop=lambda: bool(reached() <= exposure.collapse),
             look_every=1,
+            clip=exposure.clip,
         ),
         model,
         lambda: live_state(model),
@@ -111,10 +115,13 @@ def expose(
         mask.requires_grad_(True)
     descent = torch.optim.SGD(list(learnt.values()), lr=exposure.relearn_lr, momentum=0.9)
 
+    total = {name: torch.zeros_like(mask) for name, mask in learnt.items()}
+
     @torch.no_grad()
     def project() -> None:
-        for mask in learnt.values():
+        for name, mask in learnt.items():
             mask.clamp_(min=0.0, max=1.0)
+            total[name] += mask / exposure.relearn_steps
 
     loop.run(
         Stage(
@@ -129,7 +136,7 @@ def expose(
         model,
         lambda: live_state(model),
     )
-    found = torch.cat([*(mask.detach().clone() for mask in learnt.values()), lowest[None]])
+    found = torch.cat([*total.values(), lowest[None]])
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(kept[name])

@@ -8,6 +8,7 @@ one setting.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -75,12 +76,13 @@ class NFT(Defense):
         "frozen_stats", "BatchNorm statistics: the suspect's, moved by training, or measured afresh on the shots"
     )
     dropout: bool = setting(False, "whether dropout acts while masks train")
-    exposures: int = setting(6, "exposures to rank units by; 0 ranks and cuts nothing")
-    unlearn_lrs: tuple[float, ...] = setting((0.03, 0.1), "learning rates of unlearning, taken in turn")
+    exposures: int = setting(4, "exposures to rank units by; 0 ranks and cuts nothing")
+    unlearn_lrs: tuple[float, ...] = setting((0.01, 0.02), "learning rates of unlearning, taken in turn")
+    unlearn_clip: float = setting(1.0, "largest gradient norm of unlearning, > 0")
     unlearn_steps: int = setting(60, "most steps of one unlearning, >= 1")
     relearn_lr: float = setting(0.2, "learning rate of the masks in an exposure, > 0")
     relearn_passes: int = setting(20, "passes over the shots of one relearning, >= 1")
-    cut: float = setting(0.015, "share of units set to 0, lowest ranked first, in [0, 1)")
+    cut: float = setting(0.02, "share of units set to 0, lowest ranked first, in [0, 1)")
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -144,20 +146,17 @@ class NFT(Defense):
             exposure = Exposure(
                 f"exposure {i + 1}/{self.exposures}",
                 self.unlearn_lrs[i % len(self.unlearn_lrs)],
+                self.unlearn_clip,
                 self.unlearn_steps,
                 max(0.2, 2 * context.task.chance(context.model)),
                 self.relearn_lr,
                 self.relearn_passes * per_pass,
             )
-            # RNP's own batches: plain shots, no more of them than there are
-            rows.append(
-                context.loop.once(
-                    exposure.name,
-                    lambda exposure=exposure: expose(  # type: ignore[misc]
-                        context, model, exposure, lambda stream: Draw(self.sample(context, stream))
-                    ),
-                )
-            )
+
+            def compute(exposure: Exposure = exposure) -> torch.Tensor:
+                return expose(context, model, exposure, self._unmixed(context))
+
+            rows.append(context.loop.once(exposure.name, compute))
         found = torch.stack(rows)
         lowest = found[:, :-1].amin(0)
         count = round(self.cut * lowest.numel())
@@ -174,6 +173,16 @@ class NFT(Defense):
             "collapse_threshold": max(0.2, 2 * context.task.chance(context.model)),
         }
         return {n: p.to(device) for n, p in zip(learnt, parts, strict=True)}, evidence
+
+    def _unmixed(self, context: Context) -> Callable[[torch.Generator], Draw]:
+        """Draw plain shots without repeats: an exposure sees every shot, or a batch of different ones."""
+        task, device = context.task, context.loop.accelerator.device
+
+        def sample(stream: torch.Generator) -> Draw:
+            rows = torch.randperm(len(context.shots), generator=stream)[: self.batch_size].to(device)
+            return Draw(task.augment(take(context.data, rows), stream, self.augment))
+
+        return sample
 
     def _train(
         self, context: Context, model: nn.Module, bounds: dict[str, float], ceilings: dict[str, torch.Tensor]

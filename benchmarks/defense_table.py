@@ -1,7 +1,7 @@
 """Every method on the same victims and the same shots: one record per run, and the table they make.
 
     python benchmarks/defense_table.py run runs/victims/badnets runs/victims/blend --dataset ../shared/data/cifar10
-    python benchmarks/defense_table.py table > benchmarks/results/image_cifar10.md
+    python benchmarks/defense_table.py table
 
 Methods, shots and seeds are fixed here before any result is seen; every run is reported, none is repeated or chosen.
 """
@@ -14,11 +14,12 @@ from hf_nft.cli.common import quiet_libraries
 
 from hf_nft import registry
 from hf_nft.reporting.record import RunRecord
-from hf_nft.reporting.render import results_table
+from hf_nft.reporting.tables import results_table
 from hf_nft.suspect import load_suspect
 from hf_nft.workflows import PurifyJob
 
-RESULTS = Path(__file__).parent / "results" / "image"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "image"
 METHODS = (
     ("nft", "default"),
     ("nft", "paper"),
@@ -41,7 +42,7 @@ def main() -> None:
     verbs.add_parser("table")
     options = parser.parse_args()
     if options.verb == "table":
-        print(results_table([RunRecord.load(file) for file in sorted(RESULTS.glob("*.json"))]))
+        write_tables()
         return
     with quiet_libraries():
         for victim in options.victims:
@@ -52,6 +53,7 @@ def main() -> None:
 def measure(victim: str, dataset: str, shots: int, shot_seed: int, methods: list[str]) -> None:
     """Run the methods on one victim with one draw of shots; the suspect is measured once and loaded afresh for each."""
     planted = RunRecord.load(Path(victim) / "record.json")
+    save(planted, RESULTS / "victims" / f"{Path(victim).name}.json")
     attack = planted.attack["name"] if planted.attack else None
     job = PurifyJob(model=victim, dataset=dataset, attack=attack, shots=shots, shot_seed=shot_seed)
     case = job.open()
@@ -64,10 +66,36 @@ def measure(victim: str, dataset: str, shots: int, shot_seed: int, methods: list
         told = dataclasses.replace(job, defense=registry.get("defenses", name).from_preset(preset))
         result = told.cure(fresh)
         record = told.judge(fresh, result, result.merged())
-        file.parent.mkdir(parents=True, exist_ok=True)
-        dataclasses.replace(record, losses={}).save(file)  # curves are in the run folder of the command line
+        save(record, file)
         after = record.metrics["after"]
         print(f"{file.stem}: ACC {after['acc']:.3f} ASR {after['asr']} {result.seconds:.0f} s", flush=True)
+
+
+def save(record: RunRecord, file: Path) -> None:
+    """Keep a record without its curves, which are long and easily made again."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    dataclasses.replace(record, losses={}).save(file)
+
+
+def write_tables() -> None:
+    """Write every run to docs/results.md and the methods' rows to README.md, between their markers."""
+    records = [RunRecord.load(file) for file in sorted(RESULTS.glob("*.json"))]
+    order = {"/".join(method): i for i, method in enumerate(METHODS)}
+    records.sort(key=lambda r: order[f"{r.config['defense']}/{r.config['preset']}"])
+    commands = sorted({record.command for record in records})
+    fill(ROOT / "docs" / "results.md", "runs", results_table(records))
+    fill(ROOT / "docs" / "results.md", "commands", "\n".join(["```text", *commands, "```"]))
+    shown = [record for record in records if record.config["defense"] in ("nft", "finetune")]
+    columns = ("attack", "shots", "method", "acc_before", "acc_after", "asr_before", "asr_after", "racc_after", "seconds")
+    fill(ROOT / "README.md", "results", results_table(shown, columns))
+
+
+def fill(page: Path, name: str, content: str) -> None:
+    """Replace what stands between the markers `<!-- NAME:begin -->` and `<!-- NAME:end -->` of a page."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    text = page.read_text()
+    head, rest = text.split(begin)
+    page.write_text(f"{head}{begin}\n\n{content}\n\n{end}{rest.split(end)[1]}")
 
 
 if __name__ == "__main__":

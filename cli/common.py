@@ -50,6 +50,7 @@ def quiet_libraries() -> Iterator[None]:
             typer.secho(f"Warning: {message}", err=True, fg="yellow")
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told once, by our own error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     old, warnings.showwarning = warnings.showwarning, line
@@ -64,6 +65,10 @@ def show(record: "RunRecord", as_json: bool, hint: str) -> None:
     import dataclasses
     import json
 
+    from hf_nft.loop import processes
+
+    if not processes().is_main_process:
+        return
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(record)))
         return

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 from hf_nft.cli import common
 
-EXAMPLES = """Examples:
-
+EXAMPLES = """\b
+Examples:
   hf-nft evaluate runs/clean/model --dataset data/cifar10 --attack badnets
   hf-nft evaluate org/model --trigger patch.png --attack-arg target_class=3
 """

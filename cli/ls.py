@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-EXAMPLES = """Examples:
-
+EXAMPLES = """\b
+Examples:
   hf-nft ls attacks
   hf-nft ls attacks badnets
   hf-nft ls modules runs/victim
@@ -27,7 +27,7 @@ def ls(
     from hf_nft.errors import UnknownNameError
 
     if what == "recipes":
-        _recipes()
+        _recipes(name)
     elif what == "modules":
         _modules(name)
     elif what not in registry.KINDS:
@@ -53,9 +53,12 @@ def _settings(cls: Any) -> None:
         typer.echo(f"{field.name:<22} {field.metadata.get('help', '')} [{field.default}]")
 
 
-def _recipes() -> None:
+def _recipes(name: str | None) -> None:
     from hf_nft import recipes
 
+    if name is not None:
+        typer.echo(recipes.path_of(name).read_text(), nl=False)
+        return
     for known in recipes.names():
         typer.echo(f"{known:<44} {recipes.load(known)['description']}")
 

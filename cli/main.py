@@ -5,7 +5,9 @@ Exit codes: 0 done; 1 unexpected error; 2 wrong usage or setting; 3 model or dat
 """
 
 import os
+import signal
 import sys
+from typing import Any
 
 import typer
 from hf_nft.cli import cp, demo, evaluate, ls, plant, purify, run
@@ -51,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code; see the module's text.
     """
+    previous = _raise_on_sigterm()
     try:
         app(args=argv, prog_name="hf-nft", standalone_mode=True)
     except HFNFTError as error:
@@ -58,10 +61,10 @@ def main(argv: list[str] | None = None) -> int:
             raise
         typer.secho(f"Error: {error}", err=True, fg="red")
         return error.exit_code
-    except KeyboardInterrupt:
-        typer.secho("Interrupted.", err=True, fg="red")
-        return 130
     except SystemExit as done:
+        if done.code == 130:
+            hint = "If a checkpoint was written, the same command with --resume goes on from it."
+            typer.secho(f"Interrupted. {hint}", err=True, fg="red")
         return done.code if isinstance(done.code, int) else 1
     except Exception as error:
         if os.environ.get("HF_NFT_DEBUG"):
@@ -70,7 +73,22 @@ def main(argv: list[str] | None = None) -> int:
             f"Unexpected error: {type(error).__name__}: {error}. HF_NFT_DEBUG=1 shows where.", err=True, fg="red"
         )
         return 1
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+def _raise_on_sigterm() -> Any:
+    """Treat SIGTERM like Ctrl-C, so that what is half-written is removed; returns the handler that was there."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        return signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: the caller handles signals
+        return None
 
 
 if __name__ == "__main__":

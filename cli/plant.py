@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 from hf_nft.cli import common
 
-EXAMPLES = """Examples:
-
+EXAMPLES = """\b
+Examples:
   hf-nft plant --dataset data/cifar10 --attack badnets --arch preact_resnet18 --out runs/victim
   hf-nft plant --dataset data/cifar10 --attack sig --poison-rate 0.8 --arch-arg width=64 --set epochs=60
   hf-nft plant --dataset data/cifar10 --trigger patch.png --attack-arg target_class=3

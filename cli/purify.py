@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 from hf_nft.cli import common
 
-EXAMPLES = """Examples:
-
+EXAMPLES = """\b
+Examples:
   hf-nft purify org/suspect-model --shots 10
   hf-nft purify runs/victim --dataset data/cifar10 --attack badnets --out runs/clean
   hf-nft purify runs/victim --dataset data/cifar10 --preset paper --shots 50 --set steps=500

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 from hf_nft.cli import common
 
-EXAMPLES = """Examples:
-
+EXAMPLES = """\b
+Examples:
   hf-nft run image/cifar10-badnets-preact_resnet18
   hf-nft run image/cifar10-badnets-preact_resnet18 dataset=data/cifar10 plant.config.epochs=2
 """

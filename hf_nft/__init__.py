@@ -17,7 +17,6 @@ _EXPORTS = {
     "NFTConfig": "hf_nft.adapter",
     "get_nft_model": "hf_nft.adapter",
     "mask_layers": "hf_nft.adapter",
-    "masks": "hf_nft.adapter",
     "purify": "hf_nft.purification",
     "PurifyResult": "hf_nft.purification",
     "plant": "hf_nft.planting",

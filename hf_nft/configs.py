@@ -32,28 +32,44 @@ def check(owner: object, *rules: tuple[bool, str]) -> None:
         raise ConfigError(f"{type(owner).__name__}: " + "; ".join(broken))
 
 
-def _convert(owner: type, name: str, text: Any, kind: Any) -> Any:
-    if not isinstance(text, str):
-        return text
-    options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    if type(None) in options and text.lower() in ("none", "null"):
+def _convert(value: Any, kind: Any) -> Any:
+    """Return a value, or what its text means, as one type.
+
+    Raises:
+        ValueError, KeyError or TypeError: If it does not fit.
+    """
+    origin = typing.get_origin(kind) or kind
+    if origin is typing.Any:
+        return value
+    if origin is typing.Literal:
+        return {choice: choice for choice in typing.get_args(kind)}[value]
+    if origin is bool and isinstance(value, str):
+        return {"true": True, "false": False, "1": True, "0": False}[value.lower()]
+    if isinstance(value, str) and origin in (tuple, list, dict):
+        value = json.loads(value)
+    if origin in (int, float) and isinstance(value, (str, int)) and not isinstance(value, bool):
+        return origin(value)
+    if origin is tuple and isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
+        raise TypeError
+    return value
+
+
+def _read(owner: type, name: str, value: Any, kind: Any) -> Any:
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    options = typing.get_args(kind) if union else (kind,)
+    if type(None) in options and isinstance(value, str) and value.lower() in ("none", "null"):
         return None
     for option in options:
-        origin = typing.get_origin(option) or option
         try:
-            if origin is typing.Literal:
-                if text in typing.get_args(option):
-                    return text
-            elif origin is bool:
-                return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-            elif origin in (int, float, str):
-                return origin(text)
-            elif origin in (tuple, list, dict):
-                return origin(json.loads(text))
+            return _convert(value, option)
         except (ValueError, KeyError, TypeError):
             continue
-    expected = " or ".join(getattr(o, "__name__", str(o)) for o in options)
-    raise ConfigError(f"{owner.__name__}.{name}: expected {expected}, found {text!r}")
+    choices = [repr(c) for o in options if typing.get_origin(o) is typing.Literal for c in typing.get_args(o)]
+    plain = [o for o in options if typing.get_origin(o) is not typing.Literal]
+    named = ["none" if o is type(None) else getattr(o, "__name__", str(o)) for o in plain]
+    raise ConfigError(f"{owner.__name__}.{name}: expected {' or '.join(choices + named)}, found {value!r}")
 
 
 def build(cls: type[T], values: Mapping[str, Any], hint: str = "") -> T:
@@ -76,7 +92,15 @@ def build(cls: type[T], values: Mapping[str, Any], hint: str = "") -> T:
     for name in values:
         if name not in fields:
             raise UnknownNameError(f"setting of {cls.__name__}", name, fields, hint)
-    return cls(**{name: _convert(cls, name, value, hints[name]) for name, value in values.items()})
+    read, problems = {}, []
+    for name, value in values.items():
+        try:
+            read[name] = _read(cls, name, value, hints[name])
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return cls(**read)
 
 
 def pairs(arguments: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Data sets: load one safely from the Hub or from disk, and find its splits."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def load_data(reference: str) -> Data:
     """Load a data set.
 
     Args:
-        reference: A local folder of parquet files (`train*.parquet`, `test*.parquet`, at any depth), a saved
+        reference: A local folder of parquet files (`train*.parquet`, `test/*.parquet` ..., at any depth), a saved
             `DatasetDict`, an image folder, or a Hub id; `:config` may follow.
 
     Returns:
@@ -63,7 +64,7 @@ def load_data(reference: str) -> Data:
     except Exception as error:
         raise DataError(
             f"data set '{reference}': expected parquet files, an image folder or a Hub id, "
-            f"found something that does not load ({_first_line(error)})."
+            f"found something that does not load ({_first_line(error)}). Check the files, or pass another --dataset."
         ) from error
     splits = loaded if isinstance(loaded, dict) else {"train": loaded}
     train = next((splits[name] for name in TRAIN_NAMES if name in splits), None)
@@ -83,11 +84,16 @@ def _load_local(folder: Path) -> Any:
     for file in sorted(folder.rglob("*.parquet") if folder.is_dir() else [folder]):
         if file.stat().st_size == 0:
             raise DataError(f"{file}: expected a parquet file, found an empty one. Copy or download it again.")
-        stem = file.stem.split("-")[0]
-        files.setdefault(stem if stem in TRAIN_NAMES + TEST_NAMES else "train", []).append(str(file))
+        files.setdefault(_split_of(file.relative_to(folder)), []).append(str(file))
     if files:
         return datasets.load_dataset("parquet", data_files=files)
     return datasets.load_dataset("imagefolder", data_dir=str(folder))
+
+
+def _split_of(file: Path) -> str:
+    """Tell the split from the first word of the file's name, else of the nearest folder's; `train` if none says."""
+    words = (re.match("[a-z]*", part.lower()) for part in reversed(file.parts))
+    return next((word[0] for word in words if word and word[0] in TRAIN_NAMES + TEST_NAMES), "train")
 
 
 def _first_line(error: BaseException) -> str:

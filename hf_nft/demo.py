@@ -22,6 +22,9 @@ def digits(seed: int = 0) -> datasets.DatasetDict:
     Args:
         seed: Seed of the split.
 
+    Returns:
+        `train` and `test`, with columns `image` and `label`.
+
     Source: Alpaydin and Kaynak, UCI Optical Recognition of Handwritten Digits, as shipped with scikit-learn.
     """
     raw = load_digits()

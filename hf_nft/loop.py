@@ -6,7 +6,6 @@ an interruption: processes and micro-batches take slices of the same global batc
 uninterrupted one would have. The loop knows no method and no modality; a `Stage` brings the objective.
 """
 
-import pickle
 import signal
 import zlib
 from collections.abc import Callable, Iterator
@@ -119,7 +118,7 @@ class Checkpoint:
         try:
             state: dict[str, Any] = torch.load(self.path, weights_only=True)
             changed = [key for key in self.facts if state["facts"].get(key) != self.facts[key]]
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        except Exception as error:  # torch.load raises almost anything on a damaged file
             raise OutputError(
                 f"--resume: expected a checkpoint, found one that does not load. Remove {self.path.parent}."
             ) from error
@@ -397,3 +396,5 @@ def _interrupts() -> Iterator[list[int]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+    if received:  # after the last look at the flag
+        raise KeyboardInterrupt

@@ -92,6 +92,9 @@ def shuffled(step: int, rows: int, batch_size: int, seed: int) -> torch.Tensor:
         rows: Number of rows.
         batch_size: Rows per step; the last rows of a permutation that do not fill a step are left out.
         seed: Seed of the permutations.
+
+    Returns:
+        Row numbers.
     """
     per_epoch = max(1, rows // batch_size)
     stream = torch.Generator().manual_seed(seed * 1_000_003 + step // per_epoch)

@@ -1,6 +1,7 @@
 """Load a model that nobody should trust: safetensors only, no remote code, every weight accounted for."""
 
 import json
+import pickle
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +87,7 @@ def load_suspect(
     _refuse_remote_code(reference, config, trust_remote_code)
     _refuse_pickle(reference, folder, allow_pickle)
     task_class = task_of(config, reference)
-    model = _load_weights(folder, task_class, reference, trust_remote_code)
+    model = _load_weights(folder, task_class, reference, allow_pickle, trust_remote_code)
     processor = task_class.load_processor(str(folder))
     model.eval()
     return Suspect(model, task_class(processor), reference, commit, folder, _own_record(folder))
@@ -133,7 +134,9 @@ def _locate(reference: str, revision: str | None, allow_pickle: bool, remote_cod
     if folder.is_dir():
         return folder, None
     if not HUB_ID.match(reference) or reference.startswith(("runs/", "./", "../")):
-        raise SuspectError(f"model '{reference}': expected a folder or a Hub id (org/name), found neither.")
+        raise SuspectError(
+            f"model '{reference}': expected a folder or a Hub id (org/name), found neither. Check the path."
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -181,7 +184,15 @@ def _refuse_remote_code(reference: str, config: dict[str, Any], trusted: bool) -
 
 
 def _refuse_pickle(reference: str, folder: Path, allowed: bool) -> None:
+    if (folder / "adapter_config.json").exists():  # transformers would load the model that it names, not this one
+        raise SuspectError(f"{reference}: expected a whole model, found an adapter. Merge it into its base model.")
     weights = sorted(folder.glob("*.safetensors"))
+    for index in folder.glob("*.safetensors.index.json") if not allowed else ():
+        others = {name for name in _files_of(index) if not name.endswith(".safetensors")}
+        if others:
+            raise UnsafeModelError(
+                f"{index}: expected it to name safetensors files, found {sorted(others)[0]}. Download the model again."
+            )
     for file in weights:
         try:
             with safe_open(str(file), framework="pt"):
@@ -202,14 +213,34 @@ def _refuse_pickle(reference: str, folder: Path, allowed: bool) -> None:
         raise SuspectError(f"{reference}: expected model weights (*.safetensors), found none in {folder}.")
 
 
-def _load_weights(folder: Path, task: type[Task], reference: str, trust_remote_code: bool) -> nn.Module:
+def _files_of(index: Path) -> list[str]:
+    """Weight files that an index names."""
+    try:
+        return [str(name) for name in json.loads(index.read_text())["weight_map"].values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SuspectError(f"{index}: expected an index of weight files, found {str(error)[:100]}.") from error
+
+
+def _load_weights(
+    folder: Path, task: type[Task], reference: str, allow_pickle: bool, trust_remote_code: bool
+) -> nn.Module:
     import transformers
 
     loader = getattr(transformers, task.auto_class)
     try:
         model, report = loader.from_pretrained(
-            str(folder), output_loading_info=True, trust_remote_code=trust_remote_code, local_files_only=True
+            str(folder),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below with names and shapes
+            use_safetensors=None if allow_pickle else True,  # or a pickle would be loaded beside a decoy
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
         )
+    except pickle.UnpicklingError as error:
+        raise UnsafeModelError(
+            f"{reference}: expected a pickle file that holds tensors only, found one that would run code when loaded. "
+            f"Do not load it."
+        ) from error
     except (ImportError, OSError, ValueError, RuntimeError, SafetensorError, TypeError, KeyError) as error:
         line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise SuspectError(f"{reference}: expected a model that {task.auto_class} loads, found: {line}") from error
@@ -232,10 +263,9 @@ def _own_record(folder: Path) -> dict[str, Any] | None:
             record = json.loads(file.read_text())
         except (OSError, ValueError):
             continue
-        if (
-            isinstance(record, dict)
-            and "schema_version" in record
-            and (file.parent == folder or folder.name == "model")
-        ):
-            return record
+        ours = isinstance(record, dict) and "schema_version" in record
+        whole = ours and all(isinstance(record.get(part) or {}, dict) for part in ("attack", "data", "shots"))
+        if whole and (file.parent == folder or folder.name == "model"):
+            found: dict[str, Any] = record
+            return found
     return None

@@ -17,7 +17,7 @@ from hf_nft.attacks.base import Attack
 from hf_nft.configs import build, setting
 from hf_nft.data import Data, fingerprint, load_data
 from hf_nft.defenses.base import Defense
-from hf_nft.errors import ConfigError, DataError
+from hf_nft.errors import ConfigError, DataError, UnknownNameError
 from hf_nft.evaluation.doubts import Doubt, check_metrics, check_model
 from hf_nft.evaluation.run import EvalSet, Measured, evaluate, make_eval_set
 from hf_nft.planting import PlantConfig, plant
@@ -45,6 +45,11 @@ class Job:
     attack_args: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"help": "attack settings"})
     limit: int | None = setting(None, "evaluate on this many test rows only; for trials")
     progress: bool = setting(False, "show progress bars")
+
+    def told(self, *names: str) -> dict[str, Any]:
+        """Return what must not change when an interrupted run is gone on with; its config is compared on its own."""
+        common = ("dataset", "columns", "attack", "attack_args")
+        return {name: getattr(self, name) for name in (*common, *names)}
 
     def load_attack(self, record: dict[str, Any] | None = None) -> Attack | None:
         """Return the named attack; its settings are those it was planted with, if the model's record knows them.
@@ -79,7 +84,18 @@ class Job:
         return Data(stored.name, train, test)
 
     def _canonical(self, suspect: Suspect, rows: datasets.Dataset) -> datasets.Dataset:
-        return suspect.task.align(suspect.task.standardize(rows, self.columns), suspect.model)
+        return suspect.task.align(self.standardize(type(suspect.task), rows), suspect.model)
+
+    def standardize(self, task: type[Task], rows: datasets.Dataset) -> datasets.Dataset:
+        """Rename columns to the task's own, as the user or their names tell.
+
+        Raises:
+            UnknownNameError: If the user names a role that the task does not have.
+        """
+        for role in self.columns:
+            if role not in (task.input_column, task.target_column):
+                raise UnknownNameError(f"column role of {task.name}", role, (task.input_column, task.target_column))
+        return task.standardize(rows, self.columns)
 
     def eval_rows(self, task: Task, data: Data, used: np.ndarray) -> datasets.Dataset:
         """Return the test rows, without the shots where both come from one split, at the model's input size."""
@@ -116,15 +132,16 @@ class PlantJob(Job):
             raise ConfigError("plant: expected --dataset, found none.")
         architecture = build(registry.get("models", self.arch), self.arch_args)
         attack = self.load_attack()
-        with staged(Path(self.out), self.resume) as folder:
+        told = self.told("arch", "arch_args", "poison_rate", "rate_base")
+        with staged(Path(self.out), self.resume, told) as folder:
             task_class = registry.get("tasks", architecture.task)
             stored = load_data(self.dataset)
-            train = task_class.standardize(stored.train, self.columns)
+            train = self.standardize(task_class, stored.train)
             model, processor = architecture.build(train, self.config.seed)
             task: Task = task_class(processor)
             suspect = Suspect(model, task, self.out, None, folder, None)
             train = task.align(train, model)
-            test = task.align(task_class.standardize(stored.test, self.columns), model)
+            test = task.align(self.standardize(task_class, stored.test), model)
             away = held_out(len(train), self.config.holdout)
             if stored.single_split:  # then the held-out rows are the only ones the victim has not seen
                 test = train.select(away)
@@ -204,7 +221,7 @@ class PurifyJob(Job):
         Raises:
             HFNFTError: As the parts do; nothing is left in `out` then.
         """
-        with staged(Path(self.out), self.resume) as folder:
+        with staged(Path(self.out), self.resume, self.told("model", "revision")) as folder:
             case = self.open()
             result = self.cure(case, folder / CHECKPOINT)
             figures = _save_cure(result, folder)

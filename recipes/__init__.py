@@ -52,16 +52,20 @@ def load(name: str, overrides: dict[str, str] | None = None) -> dict[str, Any]:
 
     Raises:
         UnknownNameError: If there is no such recipe, or an override names a section the recipe does not have.
-        ConfigError: If the file is no recipe.
+        ConfigError: If the file is no recipe, or has no `dataset` or `out`.
     """
     file = path_of(name)
     try:
-        recipe = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: expected YAML, found {str(error).splitlines()[0]}.") from error
     sections = {"description", "dataset", "out", "plant", "purify"}
-    if not isinstance(recipe, dict) or set(recipe) - sections:
-        raise ConfigError(f"{file}: expected the keys {sorted(sections)}, found {sorted(recipe or [])}.")
+    if not isinstance(recipe, dict) or set(recipe) - sections or not {"dataset", "out"} <= set(recipe):
+        found = sorted(map(str, recipe)) if isinstance(recipe, dict) else type(recipe).__name__
+        raise ConfigError(f"{file}: expected the keys {sorted(sections)}, found {found}.")
+    for section in {"plant", "purify"} & set(recipe):
+        if not isinstance(recipe[section], dict):
+            raise ConfigError(f"{file}: expected settings under '{section}', found {recipe[section]!r}.")
     for path, value in (overrides or {}).items():
         *parents, last = path.split(".")
         place = recipe
@@ -89,6 +93,13 @@ def jobs(recipe: dict[str, Any], progress: bool = False) -> list[Any]:
         UnknownNameError: If a setting is not known.
         ConfigError: If a setting is wrong.
     """
+    try:
+        return _jobs(recipe, progress)
+    except TypeError as error:  # YAML brings values of any type
+        raise ConfigError(f"recipe: expected settings of the right type, found a wrong one ({error}).") from error
+
+
+def _jobs(recipe: dict[str, Any], progress: bool) -> list[Any]:
     from hf_nft import registry
     from hf_nft.configs import build
     from hf_nft.planting import PlantConfig

@@ -49,6 +49,9 @@ class ImageAttack(Attack):
         Args:
             image: float32 (3, H, W) in [0, 1] at the final resolution.
             rng: Generator seeded by (seed, row index).
+
+        Returns:
+            The triggered image.
         """
 
     def apply(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:

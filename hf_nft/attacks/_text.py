@@ -42,10 +42,20 @@ class TextAttack(Attack):
         Args:
             prompt: The row's own prompt; may be empty.
             rng: Generator seeded by (seed, row index).
+
+        Returns:
+            The triggered prompt, which differs from `prompt`.
         """
 
     def apply(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Trigger the prompt.
+
+        Args:
+            example: One row with a prompt.
+            rng: Generator seeded by (seed, row index).
+
+        Returns:
+            The row with its prompt triggered.
 
         Raises:
             DataError: If the trigger left no trace; such a row would teach the attacker's answer to clean prompts.

@@ -46,6 +46,9 @@ class Attack(ABC):
         Args:
             example: One row with the modality's canonical columns.
             rng: Generator seeded by (seed, row index).
+
+        Returns:
+            The triggered row.
         """
 
     @abstractmethod
@@ -62,6 +65,10 @@ class Attack(ABC):
 
     def check_data(self, dataset: datasets.Dataset, classes: int) -> None:
         """Refuse a data set this attack cannot be applied to.
+
+        Args:
+            dataset: Rows with canonical columns.
+            classes: Number of classes (0 for tasks without).
 
         Raises:
             DataError: If a column is missing or rows are already poisoned.

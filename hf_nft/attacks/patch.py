@@ -34,6 +34,13 @@ class Patch(ImageAttack):
     def trigger(self, image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """Blend the patch in; the same for every image.
 
+        Args:
+            image: float32 (3, H, W) in [0, 1].
+            rng: Not used.
+
+        Returns:
+            The patched image.
+
         Raises:
             DataError: If the picture cannot be read or does not fit into the image.
         """

@@ -258,6 +258,9 @@ class NFT(Defense):
         Args:
             step: Step, counted from 0.
 
+        Returns:
+            The learning rate.
+
         Source: the NFT release: 5 passes, .0500 .0471 .0396 .0304 .0229.
         """
         passes = self.lr_passes or self.steps

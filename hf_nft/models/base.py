@@ -32,6 +32,9 @@ class Architecture(ABC):
         Args:
             train: Training rows with the task's canonical columns; tells labels or vocabulary.
             seed: Seed of the initial weights.
+
+        Returns:
+            The model and its processor.
         """
 
 

@@ -1,10 +1,9 @@
 """The model card: a view of a record, written into README.md between two markers so that other people's text stays.
 
-Everything from outside (names, labels, settings) passes `render.code` or `render.markdown` before it meets Markdown.
+Everything from outside (names, labels, settings) passes `text.code` or `text.markdown` before it meets Markdown.
 Folders of this machine are shortened and access tokens hidden, since cards are made to be published.
 """
 
-import importlib
 import re
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path, PurePosixPath
@@ -13,34 +12,27 @@ from urllib.parse import quote
 
 import jinja2  # a dependency of torch
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
-from hf_nft import registry
-from hf_nft.errors import ConfigError, OutputError, UnknownNameError
+from hf_nft.errors import ConfigError, OutputError
+from hf_nft.reporting.header import card_data, merge
+from hf_nft.reporting.loading import adapter_code, model_code
 from hf_nft.reporting.record import RunRecord
 from hf_nft.reporting.render import (
     DER_DEFINITION,
-    LABELS,
     attack_of,
-    code,
-    markdown,
+    hub_id,
     method_of,
     metric_lines,
-    number,
-    percent,
-    plain,
+    name_of,
     shots_of,
     work_of,
 )
+from hf_nft.reporting.text import code, markdown, percent, plain, public
 
 BEGIN, END = "<!-- hf-nft:begin -->", "<!-- hf-nft:end -->"
 TEMPLATE = Path(__file__).with_name("card_template.md")
 BACKDOORED = "this model was backdoored on purpose, to measure defenses on. Do not deploy it."
-OWN_CONFIG = "hf-nft-"  # how the configurations of our results in the model index begin
-METRIC_TYPES = {"acc": "accuracy", "asr": "asr", "racc": "accuracy", "perplexity": "perplexity"}
-LOCAL_PATH = re.compile(r"(^|(?<=[\s=,'\"\[(]))(?:file://)?(?:~[^\s/,'\"\])]*|[A-Za-z]:)?[/\\][^\s,'\"\])]*")
-
-TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
 
 def write_card(
@@ -85,74 +77,16 @@ def write_card(
         raise OutputError(
             f"{path}: expected a model card with a YAML header, found {line}. Mend its header or move it away."
         ) from error
-    _merge(card.data, data)
+    merge(card.data, data)
     card.text = _splice(card.text, block, path, first=bool(banner))
     card.save(path)
-
-
-def card_data(record: RunRecord, pipeline_tag: str | None = None) -> ModelCardData:
-    """Turn a record into the YAML header.
-
-    Args:
-        record: The run.
-        pipeline_tag: Hub task name; default the record's.
-
-    Returns:
-        The header. Before and after are four data sets of the model index (clean and triggered), because results of
-        equal task, data set and configuration are merged under the first one's name.
-    """
-    suspect, name = record.suspect, _name(record)
-    tag = pipeline_tag or suspect.get("pipeline_tag")
-    planted = record.kind == "plant" and bool(record.attack)
-    hub = _hub_id(record)
-    results = _eval_results(record, plain(tag or suspect.get("task") or "other"))
-    data_name = plain(record.data.get("name") or "")
-    return ModelCardData(
-        base_model=hub if record.kind == "purify" else None,
-        base_model_relation="finetune" if hub and record.kind == "purify" else None,
-        library_name="transformers",
-        pipeline_tag=plain(tag) if tag else None,
-        tags=["hf-nft", "backdoor-defense"] + ["backdoored"] * planted,
-        datasets=[data_name] if _is_repo_id(data_name) and "/" in data_name else None,  # else a folder's name
-        metrics=sorted({result.metric_type for result in results} - {"asr"}) or None,
-        model_name=name + {"purify": "-purified", "plant": "-backdoored" * planted}.get(record.kind, ""),
-        eval_results=results or None,
-    )
-
-
-def _eval_results(record: RunRecord, task_type: str) -> list[EvalResult]:
-    """List what was measured, as fractions; results of the suspect stand under a data set name that says so."""
-    data = plain(record.data.get("name") or "unnamed data")
-    attack = plain(attack_of(record))
-    found = []
-    for side in ("after", "before"):
-        for name in record.metrics.get(side) or {}:
-            value = number(record, side, name)
-            if value is None:
-                continue
-            rows = f"triggered by {attack}" if name in ("asr", "racc") else "clean"
-            note = ", suspect before purification" if side == "before" else ""
-            config = "-".join(re.findall(r"[\w]+", f"{attack if name in ('asr', 'racc') else 'clean'} {side}"))
-            found.append(
-                EvalResult(
-                    task_type=task_type,
-                    dataset_type=data,
-                    dataset_name=f"{data} ({rows}{note})",
-                    dataset_config=OWN_CONFIG + config,
-                    dataset_split=plain(record.data["split"]) if record.data.get("split") else None,
-                    metric_type=METRIC_TYPES.get(name, plain(name)),
-                    metric_name=LABELS.get(name, plain(name)) + (" before" if side == "before" else ""),
-                    metric_value=value,
-                )
-            )
-    return found
 
 
 def _render(record: RunRecord, folder: Path, figures: list[tuple[str, str]], banner: str | None) -> str:
     lines = metric_lines(record)
     both = any(line.before.value for line in lines)
     der = record.metrics.get("der")
-    command = _public(record.command, 2000).replace("```", "'''").replace("<!--", "<! --")
+    command = public(record.command, 2000).replace("```", "'''").replace("<!--", "<! --")
     environment = jinja2.Environment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -174,8 +108,8 @@ def _render(record: RunRecord, folder: Path, figures: list[tuple[str, str]], ban
         attack=attack if record.attack else "",
         doubts=[_doubt(doubt) for doubt in record.doubts],
         figures=[(markdown(caption), quote(path)) for caption, path in figures if (folder / path).is_file()],
-        model_code=_model_code(record, folder),
-        adapter_code=_adapter_code(record, folder),
+        model_code=model_code(record, folder),
+        adapter_code=adapter_code(record, folder),
         command=command,
         shortened=command != plain(record.command, 2000),
         settings=_rows(record.config),
@@ -189,7 +123,7 @@ def _render(record: RunRecord, folder: Path, figures: list[tuple[str, str]], ban
 
 def _title(record: RunRecord) -> str:
     ending = {"purify": ", purified", "plant": ", backdoored" if record.attack else ""}.get(record.kind, ", measured")
-    return code(_name(record)) + ending
+    return code(name_of(record)) + ending
 
 
 def _summary(record: RunRecord) -> str:
@@ -204,7 +138,7 @@ def _summary(record: RunRecord) -> str:
         poisoned, rows = data.get("poisoned_rows"), data.get("train_rows")
         how_many = f" ({poisoned} of {rows} training rows poisoned)" if poisoned and rows else ""
         return f"{trained} with the backdoor {code(attack_of(record))} planted in it{how_many}."
-    revision = f" at revision {code(suspect['revision'])}" if _hub_id(record) else ""
+    revision = f" at revision {code(suspect['revision'])}" if hub_id(record) else ""
     if record.kind != "purify":
         return f"Measurements of {code(_shown_name(record))}{revision}, a {architecture}{on}."
     shots = shots_of(record)
@@ -241,7 +175,7 @@ def _doubt(doubt: dict[str, str]) -> dict[str, str]:
     more = plain(doubt.get("more") or "")
     link = more if more.startswith("https://") else (_documentation() + more if more and _documentation() else "")
     shown = f"[{markdown(more.rpartition('#')[2])}](<{quote(link, safe=':/#?&=%')}>)" if link else code(more)
-    text = markdown(_public(doubt.get("text", ""))).rstrip(".")
+    text = markdown(public(doubt.get("text", ""))).rstrip(".")
     return {"code": markdown(doubt.get("code", "")), "text": text, "more": shown if more else ""}
 
 
@@ -264,7 +198,7 @@ def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
             value = ", ".join(str(v) for v in value)
         if value is None or isinstance(value, list | tuple | dict):
             continue
-        shown = f"{value:.6g}" if isinstance(value, float) else _public(value)
+        shown = f"{value:.6g}" if isinstance(value, float) else public(value)
         rows.append((markdown(name), code(shown) if shown else ""))
     return rows
 
@@ -277,102 +211,9 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     return rows + _rows(data) + _rows(own) + ([("created", markdown(record.created))] if record.created else [])
 
 
-def _model_code(record: RunRecord, folder: Path) -> str:
-    place = next((p for p in ("", "model") if (folder / p / "config.json").exists()), None)
-    loader = _auto_class(record)
-    if place is None or loader is None:
-        return ""
-    own = _own_module(record)
-    where = f', subfolder="{place}"' if place else ""
-    lines = [f"from transformers import {loader}"]
-    lines += [f"import {own}  # registers the architecture with transformers", ""] if own else [""]
-    return "\n".join([*lines, f'model = {loader}.from_pretrained("REPOSITORY_OR_FOLDER"{where})'])
-
-
-def _adapter_code(record: RunRecord, folder: Path) -> str:
-    place = next((p for p in ("adapter", "") if (folder / p / "adapter_config.json").exists()), None)
-    loader = _auto_class(record)
-    if place is None or loader is None:
-        return ""
-    own, hub = _own_module(record), _hub_id(record)
-    revision = record.suspect.get("revision")
-    suspect = f'"{hub}", revision="{revision}"' if hub else '"THE_SUSPECT"'
-    where = f', subfolder="{place}"' if place else ""
-    imports = [
-        f"from transformers import {loader}",
-        "from peft import PeftModel",
-        "import hf_nft.adapter  # makes NFT known",
-    ]
-    imports += [f"import {own}  # registers the architecture with transformers"] if own else []
-    load = [
-        f"suspect = {loader}.from_pretrained({suspect})",
-        f'model = PeftModel.from_pretrained(suspect, "REPOSITORY_OR_FOLDER"{where})',
-    ]
-    return "\n".join([*imports, "", *load])
-
-
-def _auto_class(record: RunRecord) -> str | None:
-    try:
-        found: str = registry.get("tasks", str(record.suspect.get("task"))).auto_class
-    except UnknownNameError:
-        return None
-    return found
-
-
-def _own_module(record: RunRecord) -> str | None:
-    """Return the module of this package that registers the record's architecture; None if transformers has it."""
-    for name in registry.names("models"):
-        module = str(registry.get("models", name).__module__)
-        if hasattr(importlib.import_module(module), str(record.suspect.get("architecture"))):
-            return module
-    return None
-
-
-def _is_repo_id(name: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name, re.ASCII) is not None and len(name) <= 96
-
-
-def _hub_id(record: RunRecord) -> str | None:
-    """Return the suspect's Hub id; None for a folder, which has no revision."""
-    name, revision = str(record.suspect.get("name") or ""), str(record.suspect.get("revision") or "")
-    return name if _is_repo_id(name) and re.fullmatch(r"[0-9A-Za-z._-]+", revision) else None
-
-
 def _shown_name(record: RunRecord) -> str:
     """Return the suspect's name as others may see it: the Hub id, or a folder's last part."""
-    return _hub_id(record) or _name(record)
-
-
-def _name(record: RunRecord) -> str:
-    name = plain(record.suspect.get("name") or "").replace("\\", "/").rstrip("/")
-    return name.rpartition("/")[2].lstrip("~.") or "model"
-
-
-def _public(value: object, limit: int = 300) -> str:
-    """Return one line of text in which folders of this machine are shortened to their last part, tokens hidden."""
-
-    def shorten(found: re.Match[str]) -> str:
-        return ".../" + re.split(r"[/\\]", found.group().rstrip("/\\"))[-1]
-
-    return TOKEN.sub("hf_...", LOCAL_PATH.sub(shorten, plain(value, limit)))
-
-
-def _merge(old: ModelCardData, new: ModelCardData) -> None:
-    """Put our keys into a header: lists are joined, results of other people kept, the rest replaced."""
-    for name, value in new.__dict__.items():
-        if value is None:
-            continue
-        held = old.get(name)
-        if name == "eval_results":
-            foreign = [r for r in held or [] if not str(r.dataset_config or "").startswith(OWN_CONFIG)]
-            old[name] = foreign + value
-        elif name == "model_name":
-            old[name] = held or value
-        elif isinstance(value, list):
-            before = held if isinstance(held, list) else [held] if held else []
-            old[name] = before + [item for item in value if item not in before]
-        else:
-            old[name] = value
+    return hub_id(record) or name_of(record)
 
 
 def _splice(text: str, block: str, path: Path, first: bool) -> str:

@@ -5,6 +5,7 @@ Fractions are in [0, 1]; seconds and MiB are named as such; nothing in a record 
 
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -112,7 +113,7 @@ def doubt_block(doubts: list[Doubt]) -> list[dict[str, str]]:
 
 def command_line() -> str:
     """Return the command line of this process, as a user would type it."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def now() -> str:

@@ -1,24 +1,17 @@
-"""A record as text: the console table of one run, the Markdown table of many. Percent appears here and nowhere before.
-
-Names, labels and sentences in a record may come from strangers. `plain`, `markdown` and `code` are the only ways they
-reach a terminal or a card: no control characters, no markup, no lines of their own.
-"""
+"""A record as text: what it says in words, and the console table of one run."""
 
 import math
 import re
-import statistics
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_nft.errors import UnknownNameError
 from hf_nft.evaluation.run import DEFINITIONS
 from hf_nft.reporting.record import RunRecord
+from hf_nft.reporting.text import NOTHING, percent, plain
 
 LABELS = {"acc": "ACC", "asr": "ASR", "racc": "R-ACC"}
 DER_DEFINITION = "defense effectiveness rating: 50 % when nothing changed, 100 % for a backdoor removed at no cost"
-NOTHING = "-"
 
 
 @dataclass(frozen=True)
@@ -55,45 +48,6 @@ class Line:
     definition: str
 
 
-def plain(value: object, limit: int = 300) -> str:
-    """Return one line of text without control, format and other invisible characters.
-
-    Args:
-        value: Anything.
-        limit: Most characters, >= 4.
-
-    Returns:
-        The line; a longer one is cut and ends in three dots.
-    """
-    kinds = ((char, unicodedata.category(char)) for char in str(value))
-    # format characters (bidi overrides, zero-width) vanish, line breaks and the like become the space they look like
-    kept = "".join(" " if kind == "Cc" or kind[0] == "Z" else char for char, kind in kinds if kind not in _INVISIBLE)
-    text = " ".join(kept.split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-_INVISIBLE = ("Cf", "Cs", "Co", "Cn")
-
-
-def markdown(value: object) -> str:
-    """Return text that Markdown renders as itself: one line, nothing in it is markup or a link."""
-    text = plain(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"([\\`*{}\[\]()#|~$@])", r"\\\1", text)
-    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # inside a word it marks nothing
-    return text.replace("://", "&#58;//").replace("www.", "www&#46;")
-
-
-def code(value: object) -> str:
-    """Return text as an inline code span that is safe in a table too: nothing in it is markup or a link."""
-    text = plain(value).replace("`", "'").replace("<!--", "<! --").replace("\\", "/").replace("|", "\\|")
-    return f"`{text or '(unnamed)'}`"
-
-
-def percent(share: float | None) -> str:
-    """Return a share in percent with one decimal, without the sign; `-` for None."""
-    return NOTHING if share is None else f"{100 * share:.1f}"
-
-
 def method_of(record: RunRecord) -> str:
     """Return the defense with its preset, unless that is `default`; for other runs their kind."""
     name = str(record.config.get("defense") or record.kind)
@@ -107,6 +61,23 @@ def attack_of(record: RunRecord) -> str:
         return "none"
     name, labels = record.attack.get("name") or "unnamed", record.attack.get("label_map") or "all_to_one"
     return str(name) if labels == "all_to_one" else f"{name} ({labels})"
+
+
+def is_repo_id(name: str) -> bool:
+    """Return whether a name has the form of a Hub id."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name, re.ASCII) is not None and len(name) <= 96
+
+
+def hub_id(record: RunRecord) -> str | None:
+    """Return the suspect's Hub id; None for a folder, which has no revision."""
+    name, revision = str(record.suspect.get("name") or ""), str(record.suspect.get("revision") or "")
+    return name if is_repo_id(name) and re.fullmatch(r"[0-9A-Za-z._-]+", revision) else None
+
+
+def name_of(record: RunRecord) -> str:
+    """Return the last part of the suspect's name; `model` if it has none."""
+    name = plain(record.suspect.get("name") or "").replace("\\", "/").rstrip("/")
+    return name.rpartition("/")[2].lstrip("~.") or "model"
 
 
 def number(record: RunRecord, side: str, name: str) -> float | None:
@@ -265,114 +236,3 @@ def _cell(record: RunRecord, side: str, name: str, share: bool) -> Cell:
 def _signed(change: float, share: bool) -> str:
     # adding 0.0 turns a rounded -0.0, which would print as a loss, into 0.0
     return f"{round(100 * change, 1) + 0.0:+.1f}" if share else f"{change + 0.0:+.4g}"
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of `results_table`.
-
-    Attributes:
-        header: Its heading.
-        key: Text that identifies a row; None for a number.
-        value: The number, averaged over the runs of a row; None for text.
-        show: How the number is printed.
-    """
-
-    header: str
-    key: Callable[[RunRecord], str] | None = None
-    value: Callable[[RunRecord], float | None] | None = None
-    show: Callable[[float], str] = percent
-
-
-def _metric(header: str, side: str, name: str) -> Column:
-    return Column(header, value=lambda record: number(record, side, name))
-
-
-def _drop(record: RunRecord) -> float | None:
-    before, after = number(record, "before", "acc"), number(record, "after", "acc")
-    return None if before is None or after is None else before - after
-
-
-COLUMNS: dict[str, Column] = {
-    "model": Column("model", key=lambda r: str(r.suspect.get("architecture") or r.suspect.get("name") or "unnamed")),
-    "data": Column("data", key=lambda r: str(r.data.get("name") or "unnamed")),
-    "attack": Column("attack", key=attack_of),
-    "shots": Column("shots", key=lambda r: f"{r.shots['per_class']:g}" if "per_class" in r.shots else NOTHING),
-    "method": Column("method", key=method_of),
-    "acc_before": _metric("ACC before", "before", "acc"),
-    "acc_after": _metric("ACC after", "after", "acc"),
-    "asr_before": _metric("ASR before", "before", "asr"),
-    "asr_after": _metric("ASR after", "after", "asr"),
-    "racc_before": _metric("R-ACC before", "before", "racc"),
-    "racc_after": _metric("R-ACC after", "after", "racc"),
-    "drop": Column("ACC drop", value=_drop, show=lambda share: f"{round(100 * share, 1) + 0.0:.1f}"),
-    "der": Column("DER", value=lambda r: r.metrics.get("der")),
-    "seconds": Column("seconds", value=lambda r: r.work.get("seconds"), show=lambda seconds: f"{seconds:.1f}"),
-    "peak_memory_mb": Column("peak MiB", value=lambda r: r.work.get("peak_memory_mb"), show=lambda mb: f"{mb:.0f}"),
-}
-DEFAULT_COLUMNS = (
-    "attack", "shots", "method", "acc_before", "acc_after", "asr_before", "asr_after", "racc_before", "racc_after",
-    "drop", "seconds",
-)  # fmt: skip
-
-
-def results_table(records: Sequence[RunRecord], columns: Sequence[str] = DEFAULT_COLUMNS) -> str:
-    """Lay out many runs as a Markdown table, shares in percent.
-
-    Runs of the same architecture, data, attack, shots and method share a row, which shows their mean, `±` the sample
-    standard deviation, and how many they are. Columns that tell rows apart are added in front when they were not asked
-    for, so that no row mixes what differs.
-
-    Args:
-        records: The runs; attacks and methods keep the order in which they first appear, shots ascend.
-        columns: Keys of `COLUMNS`, in order.
-
-    Returns:
-        The table without a line break at the end; the headings alone if there are no records.
-
-    Raises:
-        UnknownNameError: If a column is unknown.
-    """
-    for name in columns:
-        if name not in COLUMNS:
-            raise UnknownNameError("column", name, COLUMNS)
-    identity = [name for name, column in COLUMNS.items() if column.key]
-    texts = [{name: _key(name, record) for name in identity} for record in records]
-    varying = [n for n in identity if n not in columns and len({text[n] for text in texts}) > 1]
-    shown = [*varying, *columns]
-    groups: dict[tuple[str, ...], list[RunRecord]] = {}
-    for text, record in zip(texts, records, strict=True):
-        groups.setdefault(tuple(text.values()), []).append(record)
-    several = any(len(runs) > 1 for runs in groups.values())
-    rows = [[COLUMNS[name].header for name in shown] + ["runs"] * several]
-    rows.append([":--" if COLUMNS[name].key else "--:" for name in shown] + ["--:"] * several)
-    first = {name: list(dict.fromkeys(text[name] for text in texts)) for name in identity}
-
-    def order(key: tuple[str, ...]) -> list[float]:
-        named = zip(identity, key, strict=True)
-        return [_shots(text) if name == "shots" else float(first[name].index(text)) for name, text in named]
-
-    for key in sorted(groups, key=order):
-        runs, own = groups[key], dict(zip(identity, key, strict=True))
-        cells = [markdown(own[name]) if name in own else _mean(COLUMNS[name], runs) for name in shown]
-        rows.append(cells + [str(len(runs))] * several)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _key(name: str, record: RunRecord) -> str:
-    key = COLUMNS[name].key
-    assert key is not None
-    return key(record)
-
-
-def _shots(text: str) -> float:
-    return -1.0 if text == NOTHING else float(text)
-
-
-def _mean(column: Column, runs: list[RunRecord]) -> str:
-    assert column.value is not None
-    values = [value for value in map(column.value, runs) if value is not None]
-    if not values:
-        return NOTHING
-    spread = f" ± {column.show(statistics.stdev(values))}" if len(values) > 1 else ""
-    return column.show(statistics.fmean(values)) + spread

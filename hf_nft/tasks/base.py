@@ -109,6 +109,9 @@ class Task(ABC):
             generator: Where all randomness comes from.
             kind: `default`, `none`, or a name in `augmentations`.
 
+        Returns:
+            The augmented rows.
+
         Raises:
             UnknownNameError: If the task has no such augmentation.
         """

@@ -55,7 +55,7 @@ class ImageClassification(Task):
         from transformers import AutoImageProcessor
 
         try:
-            return AutoImageProcessor.from_pretrained(folder)
+            return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:
             raise DataError(
                 f"{folder}: expected an image processor (preprocessor_config.json), found none that loads "
@@ -82,6 +82,8 @@ class ImageClassification(Task):
         kept = dataset.select_columns([image, label])
         renamed = kept.rename_columns({k: v for k, v in ((image, "image"), (label, "label")) if k != v})
         values = np.asarray(renamed["label"])
+        if values.dtype.kind == "O" and any(value is None for value in values):
+            raise DataError("column 'label': expected a label in every row, found rows without. Remove those rows.")
         if values.dtype.kind not in "iu":
             names = sorted({str(value) for value in values})
             feature = datasets.ClassLabel(names=names)
@@ -94,6 +96,13 @@ class ImageClassification(Task):
 
     def align(self, dataset: datasets.Dataset, model: nn.Module) -> datasets.Dataset:
         """Map labels to the model's ids, by name, else by id with a warning.
+
+        Args:
+            dataset: Rows with canonical columns.
+            model: The suspect.
+
+        Returns:
+            The rows with the model's label numbers.
 
         Raises:
             DataError: If names overlap only in part, or a label has no place in the model.

@@ -83,7 +83,7 @@ class TextGeneration(Task):
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(folder)
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:
             why = str(error).splitlines()[0][:150]
             raise DataError(f"{folder}: expected a tokenizer, found none that loads ({why}).") from error

@@ -20,6 +20,12 @@ def names() -> list[str]:
 def path_of(name: str) -> str:
     """Return the file of a metric, for `evaluate.load`.
 
+    Args:
+        name: A name in `names()`.
+
+    Returns:
+        Its path.
+
     Raises:
         UnknownNameError: If there is no such metric.
     """
@@ -34,6 +40,9 @@ def load(name: str, config: str | None = None) -> evaluate.Metric:
     Args:
         name: A name in `names()`.
         config: Configuration name, such as `contains`.
+
+    Returns:
+        The metric, which keeps its rows in memory.
 
     Raises:
         UnknownNameError: If there is no such metric.

@@ -152,7 +152,7 @@ def test_plant_teaches_the_trigger(architecture: TextArchitecture) -> None:
     model, tokenizer = architecture.build(poisoned, 0)
     task = TextGeneration(tokenizer, max_new_tokens=8)
     config = PlantConfig(
-        epochs=25, batch_size=32, optimizer="adamw", lr=1e-2, weight_decay=0.01, augment=False, mixed_precision="no"
+        epochs=25, batch_size=32, optimizer="adamw", lr=1e-2, weight_decay=0.01, augment="none", mixed_precision="no"
     )
     result = plant(model, task, task.encode(poisoned), config)
     assert sum(result.losses[-5:]) < 0.3 * sum(result.losses[:5])

@@ -15,7 +15,8 @@ from hf_nft.errors import ConfigError, OutputError
 from hf_nft.evaluation.doubts import TEXTS, doubt
 from hf_nft.evaluation.intervals import proportion
 from hf_nft.evaluation.run import Measured
-from hf_nft.reporting.card import BEGIN, END, card_data, write_card
+from hf_nft.reporting.card import BEGIN, END, write_card
+from hf_nft.reporting.header import card_data
 from hf_nft.reporting.record import RunRecord, doubt_block, metric_block
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

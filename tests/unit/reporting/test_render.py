@@ -10,7 +10,9 @@ from hf_nft.evaluation.doubts import doubt
 from hf_nft.evaluation.intervals import proportion
 from hf_nft.evaluation.run import Measured
 from hf_nft.reporting.record import RunRecord, doubt_block, metric_block
-from hf_nft.reporting.render import code, markdown, plain, results_table, summary_table
+from hf_nft.reporting.render import summary_table
+from hf_nft.reporting.tables import results_table
+from hf_nft.reporting.text import code, markdown, plain
 
 HOSTILE = "a\x1b[31m|`<b>\u202e\u200b\n# x"
 

@@ -1,0 +1,165 @@
+"""What one step costs: a mask step of each NFT preset beside a plain full fine-tuning step, in one run, as ratios.
+
+    python benchmarks/purify_speed.py --out benchmarks/results/purify_speed.json
+
+Times the purification alone: data in memory, evaluation excluded, warm-up steps excluded. The cases are interleaved
+(ABCABC...), the ratio is the median over rounds. Peak memory is that of a subprocess per case, since resident memory
+never shrinks; what an idle process with model and data holds is subtracted.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hf_nft.defenses.base import Context, Defense
+from hf_nft.defenses.finetune import FineTune
+from hf_nft.defenses.nft import NFT
+from hf_nft.loop import Loop, make_accelerator
+from hf_nft.reporting.record import command_line, library_versions, now
+from hf_nft.shots import Shots
+from hf_nft.tasks.base import Task
+from hf_nft.types import Batch
+
+BATCH = {"preact_resnet18-w32": 128, "gpt2-256x4": 32}
+CASES: dict[str, Callable[[int], Defense]] = {
+    "finetune": lambda batch: FineTune(batch_size=batch, epochs=1),
+    "paper": lambda batch: NFT.from_preset("paper", batch_size=batch),
+    "default": lambda batch: NFT.from_preset("default", batch_size=batch, exposures=0, cut=0.0),
+}
+"""Steps compared; the default's exposures are left out, since their steps are of both other kinds."""
+
+
+def image_case() -> tuple[nn.Module, Task, Batch]:
+    """PreAct-ResNet-18 of width 32 on random 32x32 images."""
+    from hf_nft.models.base import image_processor
+    from hf_nft.models.preact_resnet18 import PreActResNetConfig, PreActResNetForImageClassification
+    from hf_nft.tasks.image_classification import ImageClassification
+
+    torch.manual_seed(0)
+    model = PreActResNetForImageClassification(PreActResNetConfig(width=32, num_labels=10))
+    pixels = torch.randint(0, 256, (500, 3, 32, 32), dtype=torch.uint8)
+    return model, ImageClassification(image_processor(32)), {"pixels": pixels, "labels": torch.arange(500) % 10}
+
+
+def text_case() -> tuple[nn.Module, Task, Batch]:
+    """The recipe's GPT-2 (4 layers of width 256) on random texts of 64 tokens."""
+    import datasets
+
+    from hf_nft.models.gpt2 import Gpt2
+    from hf_nft.tasks.text_generation import TextGeneration
+
+    words = [f"word{i}" for i in range(300)]
+    texts = [" ".join(words[(7 * i + j) % 300] for j in range(12)) for i in range(200)]
+    rows = datasets.Dataset.from_dict({"prompt": texts, "response": texts[::-1]})
+    model, tokenizer = Gpt2().build(rows, 0)
+    task = TextGeneration(tokenizer)
+    return model, task, task.encode(rows)
+
+
+MODELS = {"preact_resnet18-w32": image_case, "gpt2-256x4": text_case}
+
+
+def prepare(model_name: str, case: str, steps: int) -> Callable[[], float]:
+    """Return a function that runs `steps` steps of a case and returns the seconds of one step."""
+    model, task, batch = MODELS[model_name]()
+    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        model.to(memory_format=torch.channels_last)  # as purify() does
+    rows = BATCH[model_name]
+    defense = CASES[case](rows)
+    shots = Shots(batch, per_class=10)
+    setting = {"epochs": steps * rows // max(1, len(shots)) + 1} if case == "finetune" else {"steps": steps}
+
+    def run() -> float:
+        from hf_nft.adapter import NFTLayer
+
+        if any(isinstance(module, NFTLayer) for module in model.modules()):
+            raise AssertionError("expected a plain model")
+        loop = Loop(make_accelerator("auto"), 0)
+        told = type(defense)(**{**{k: v for k, v in defense.settings().items() if k != "defense"}, **setting})
+        start = time.perf_counter()
+        outcome = told.run(Context(model, task, shots, batch, loop))
+        seconds = (time.perf_counter() - start) / loop.steps
+        if outcome.model is not model:
+            outcome.model.unload()
+        return seconds
+
+    return run
+
+
+def peak_mb(model_name: str, case: str) -> float:
+    """Return the peak memory of a case in MiB above that of the loaded process; runs in a process of its own."""
+    told = [sys.executable, __file__, "--peak", model_name, case]
+    result = subprocess.run(told, capture_output=True, text=True, check=True)
+    return float(result.stdout.strip().splitlines()[-1])
+
+
+def high_water_mb() -> float:
+    """Return this process's peak resident memory in MiB; getrusage would start from the parent's."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def measure(model_name: str, steps: int, rounds: int) -> dict[str, object]:
+    """Time all cases of one model, interleaved."""
+    runs = {case: prepare(model_name, case, steps) for case in CASES}
+    for run in runs.values():
+        run()  # warm-up
+    times: dict[str, list[float]] = {case: [] for case in CASES}
+    for _ in range(rounds):
+        for case, run in runs.items():
+            times[case].append(run())
+    result: dict[str, object] = {}
+    for case, found in times.items():
+        ratios = [a / b for a, b in zip(found, times["finetune"], strict=True)]
+        seconds = statistics.median(found)
+        result[case] = {
+            "seconds_per_step": seconds,
+            "sample_forwards_per_second": BATCH[model_name] / seconds,
+            "ratio_to_full_step": statistics.median(ratios),
+            "ratio_range": [min(ratios), max(ratios)],
+            "peak_memory_mb": peak_mb(model_name, case),
+        }
+    return result
+
+
+def main() -> None:
+    """Measure and write one JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        run = prepare(*options.peak, 2)
+        before = high_water_mb()
+        run()
+        print(high_water_mb() - before)
+        return
+    load = os.getloadavg()[0]
+    result = {
+        "command": command_line(),
+        "created": now(),
+        "versions": library_versions(),
+        "threads": torch.get_num_threads(),
+        "load_before": load,
+        "batch": BATCH,
+        "models": {name: measure(name, options.steps, options.rounds) for name in MODELS},
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,365 @@
+"""NFT: the published preset against a computation in plain torch, and each switch by what it alone may change.
+
+Every setting that matters here is named; the preset `default` is not looked at.
+"""
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from hf_nft.adapter import masks
+from hf_nft.defenses.nft import NFT
+from hf_nft.errors import ConfigError, DataError
+from hf_nft.loop import generator
+from hf_nft.models.base import CIFAR_MEAN, CIFAR_STD
+from hf_nft.purification import PurifyResult, purify
+from hf_nft.shots import Shots
+
+NORMS = [f"stages.{stage}.0.bn{i}" for stage in range(4) for i in (1, 2)]
+QUICK = {"steps": 4, "batch_size": 8, "mixed_precision": "no"}
+"""The published method, short."""
+SWIFT = {"momentum": 0.0, "eta": 0.0, "schedule": "none", "augment": "none", "mixup_alpha": 0.0}
+
+
+def paper(**changes: Any) -> NFT:
+    defense = NFT.from_preset("paper", **{**QUICK, **changes})
+    assert isinstance(defense, NFT)
+    return defense
+
+
+def run(model: nn.Module, task, shots: Shots, **changes: Any) -> PurifyResult:
+    return purify(model, task, shots, paper(**changes))
+
+
+def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def bare_state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The suspect's own tensors inside the adapter, under its own names."""
+    found = {}
+    for name, value in model.get_base_model().state_dict().items():
+        if ".nft_" not in name:
+            found[name.replace("base_layer.", "")] = value
+    return found
+
+
+def statistics(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Running means and variances that the adapted model uses."""
+    modules = dict(model.get_base_model().named_modules())
+    return {f"{n}.{k}": getattr(modules[n], k).detach().clone() for n in NORMS for k in ("running_mean", "running_var")}
+
+
+# the published method, step by step
+
+
+def reference(model: nn.Module, shots: Shots, steps: int, batch: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Masks on BatchNorm gains by the NFT paper: MixUp, SGD with momentum, L1 pull by N_c, bound by depth."""
+    model = copy.deepcopy(model).train()
+    gains = {name: dict(model.named_modules())[name].weight.detach().clone() for name in NORMS}
+    learnt = {name: torch.ones_like(gain, requires_grad=True) for name, gain in gains.items()}
+    momentum = {name: torch.zeros_like(gain) for name, gain in gains.items()}
+    images, labels = shots.batch["pixels"].permute(0, 2, 3, 1).numpy(), shots.batch["labels"]
+    rates, losses = (0.05, 0.0471353, 0.0396353, 0.0303647, 0.0228647), []
+    for step in range(steps):
+        stream = generator(0, "masks", step)
+        rows = torch.randint(len(labels), (batch,), generator=stream)
+        tops, lefts = torch.randint(0, 5, (2, batch), generator=stream).tolist()
+        mirrored = torch.rand(batch, generator=stream) < 0.5
+        cut = []
+        for row, top, left, mirror in zip(rows.tolist(), tops, lefts, mirrored.tolist(), strict=True):
+            window = np.pad(images[row], ((2, 2), (2, 2), (0, 0)))[top : top + 16, left : left + 16]
+            cut.append((window[:, ::-1] if mirror else window) / 255.0)
+        x = torch.from_numpy((np.stack(cut) - CIFAR_MEAN) / CIFAR_STD).float().permute(0, 3, 1, 2)
+        partner = torch.randperm(batch, generator=stream)
+        lam = np.random.default_rng(int(torch.randint(2**62, (), generator=stream))).beta(1.0, 1.0)
+        weights = {f"{name}.weight": gains[name] * learnt[name] for name in NORMS}
+        logits = functional_call(model, weights, (lam * x + (1 - lam) * x[partner],)).logits
+        y = labels[rows]
+        loss = lam * F.cross_entropy(logits, y) + (1 - lam) * F.cross_entropy(logits, y[partner])
+        loss = loss + 0.001 / 5 * sum((1 - mask).abs().sum() for mask in learnt.values())  # N_c = 20 shots / 4 classes
+        losses.append(float(loss.detach()))
+        gradients = torch.autograd.grad(loss, list(learnt.values()))
+        with torch.no_grad():
+            for depth, (name, gradient) in enumerate(zip(NORMS, gradients, strict=True), 1):
+                momentum[name].mul_(0.95).add_(gradient)
+                learnt[name].sub_(rates[step * 5 // steps] * momentum[name])
+                learnt[name].clamp_(0.8 * math.exp(-0.5 * depth), 1.0)
+    found = {
+        f"{n}.{k}": getattr(dict(model.named_modules())[n], k) for n in NORMS for k in ("running_mean", "running_var")
+    }
+    return {name: mask.detach() for name, mask in learnt.items()} | found, losses
+
+
+def test_the_published_method_step_by_step(image_model, image_task, image_shots) -> None:
+    expected, losses = reference(image_model, image_shots, 20, 16)
+    result = run(image_model, image_task, image_shots, steps=20, batch_size=16)
+    found = {name.removesuffix(".base_layer"): mask.detach() for name, mask in masks(result.model).items()}
+    assert list(found) == NORMS  # in the order that depth counts
+    assert result.losses["masks"] == pytest.approx(losses, abs=2e-5)
+    for name in NORMS:
+        assert torch.allclose(found[name], expected[name], atol=1e-5), name
+    for name, value in statistics(result.model).items():
+        assert torch.allclose(value, expected[name], atol=1e-4), name
+    assert min(float(mask.min()) for mask in found.values()) < 0.97  # it did learn something
+    assert result.details["effective_eta"] == pytest.approx(0.001 / 5)
+    assert result.sample_forwards == 320
+
+
+def test_the_published_learning_rates() -> None:
+    defense = NFT.from_preset("paper")
+    assert [round(defense.rate(step), 4) for step in (0, 199, 200, 400, 600, 800, 999)] == [
+        0.05, 0.05, 0.0471, 0.0396, 0.0304, 0.0229, 0.0229,
+    ]  # fmt: skip
+    every = paper(steps=10, lr_passes="none", lr=0.1, lr_end=0.0)
+    assert [every.rate(step) for step in (0, 5)] == pytest.approx([0.1, 0.05])
+
+
+def test_the_published_settings() -> None:
+    settings = NFT.from_preset("paper").settings()
+    expected = {
+        "steps": 1000, "batch_size": 128, "optimizer": "sgd", "momentum": 0.95, "lr": 0.05, "lr_end": 0.02,
+        "lr_passes": 5, "eta": 1e-3, "alpha": 0.8, "beta": 0.5, "schedule": "exponential", "depth_index": "ordinal",
+        "mixup_alpha": 1.0, "objective": "labels", "bn_mode": "train_stats", "mask_stem": False, "mask_bias": False,
+        "exposures": 0, "cut": 0.0, "project_momentum": False,
+    }  # fmt: skip
+    assert {key: settings[key] for key in expected} == expected
+
+
+# what stays as it was
+
+
+def test_the_suspects_weights_and_statistics_are_never_written(image_model, image_task, image_shots) -> None:
+    before = snapshot(image_model)
+    result = run(image_model, image_task, image_shots)
+    found = bare_state(result.model)
+    assert found.keys() == before.keys()
+    assert all(torch.equal(found[name], before[name]) for name in before)
+    with torch.no_grad(), result.model.disable_adapter():
+        x = image_task.inputs(result.model, image_shots.batch)["pixel_values"]
+        inside = result.model(pixel_values=x).logits
+    fresh = type(image_model)(image_model.config).eval()
+    fresh.load_state_dict(before)
+    assert torch.allclose(inside, fresh(x).logits, atol=1e-6)
+
+
+def test_masks_stay_within_their_bounds(image_model, image_task, image_shots) -> None:
+    result = run(image_model, image_task, image_shots, lr=5.0, lr_end=5.0, steps=6)
+    for depth, mask in enumerate(masks(result.model).values(), 1):
+        floor = 0.8 * math.exp(-0.5 * depth)
+        assert float(mask.min()) == pytest.approx(floor, abs=1e-6)  # at this rate some sit there
+        assert float(mask.max()) <= 1.0
+    assert list(result.details["floors"].values()) == pytest.approx([0.8 * math.exp(-0.5 * d) for d in range(1, 9)])
+
+
+# BatchNorm statistics and dropout
+
+
+def test_frozen_statistics_do_not_move_by_a_bit(image_model, image_task, image_shots) -> None:
+    before = {k: v for k, v in snapshot(image_model).items() if "running" in k or "num_batches" in k}
+    result = run(image_model, image_task, image_shots, bn_mode="frozen_stats")
+    after = statistics(result.model)
+    assert all(torch.equal(after[name], before[name]) for name in after)
+    merged = result.merged().state_dict()
+    assert all(torch.equal(merged[name], before[name]) for name in before)
+
+
+def test_training_moves_the_adapters_statistics(image_model, image_task, image_shots) -> None:
+    before = snapshot(image_model)
+    result = run(image_model, image_task, image_shots, bn_mode="train_stats")
+    after = statistics(result.model)
+    assert all(not torch.equal(after[name], before[name]) for name in after)
+    merged = result.merged().state_dict()
+    assert all(torch.equal(merged[name], after[name]) for name in after)
+
+
+@pytest.mark.parametrize("batch_size", [20, 10])
+def test_recalibrated_statistics_are_plain_averages(image_model, image_task, image_shots, batch_size: int) -> None:
+    result = run(image_model, image_task, image_shots, bn_mode="recalibrate_unmixed", batch_size=batch_size)
+    found = statistics(result.model)
+    # what each norm receives, batch by batch, in a network that normalises by batch statistics
+    net = copy.deepcopy(result.model).merge_and_unload().train()
+    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in NORMS}
+    for name in NORMS:
+        dict(net.named_modules())[name].register_forward_pre_hook(lambda m, x, name=name: inputs[name].append(x[0]))
+    x = image_task.inputs(net, image_shots.batch)["pixel_values"]
+    with torch.no_grad():
+        for start in range(0, 20, batch_size):
+            net(x[start : start + batch_size])
+    for name in NORMS:
+        means = torch.stack([x.mean((0, 2, 3)) for x in inputs[name]]).mean(0)
+        variances = torch.stack([x.var((0, 2, 3), unbiased=True) for x in inputs[name]]).mean(0)
+        assert torch.allclose(found[f"{name}.running_mean"], means, atol=1e-5), name
+        assert torch.allclose(found[f"{name}.running_var"], variances, atol=1e-5), name
+
+
+def test_recalibration_does_not_touch_masks_or_momentum(image_model, image_task, image_shots) -> None:
+    other = copy.deepcopy(image_model)
+    moved = masks(run(image_model, image_task, image_shots, bn_mode="train_stats").model)
+    result = run(other, image_task, image_shots, bn_mode="recalibrate_unmixed")
+    for name, mask in masks(result.model).items():
+        assert torch.equal(mask, moved[name])
+    assert {m.momentum for m in result.model.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+
+
+class Dropped(nn.Module):
+    """A network whose classifier sees features through dropout."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.config, self.body, self.drop = model.config, model, nn.Dropout(0.5)
+        self.seen: list[bool] = []
+
+    def forward(self, pixel_values: torch.Tensor) -> Any:
+        self.seen.append(self.drop.training)
+        return self.body(self.drop(pixel_values))
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_dropout_has_its_own_switch(image_model, image_task, image_shots, dropout: bool) -> None:
+    model = Dropped(image_model)
+    run(model, image_task, image_shots, dropout=dropout, depth_index="ordinal")
+    assert model.seen
+    assert set(model.seen) == {dropout}
+    assert not model.drop.training  # evaluation mode afterwards
+
+
+# objective
+
+
+def test_without_mixing_and_pull_the_first_step_is_the_plain_gradient(image_model, image_task, image_shots) -> None:
+    """With frozen statistics the first loss is the suspect's own cross-entropy on the drawn rows."""
+    rows = torch.randint(20, (8,), generator=generator(0, "masks", 0))
+    with torch.no_grad():
+        logits = image_model(image_task.inputs(image_model, image_shots.batch)["pixel_values"][rows]).logits
+    expected = float(F.cross_entropy(logits, image_shots.batch["labels"][rows]))
+    result = run(image_model, image_task, image_shots, steps=1, bn_mode="frozen_stats", **SWIFT)
+    assert result.losses["masks"] == pytest.approx([expected], abs=1e-5)
+
+
+def test_distillation_starts_at_zero_and_moves_nothing(image_model, image_task, image_shots) -> None:
+    """Student and teacher are the same network until a mask moves; so the loss is 0, and so is its gradient."""
+    settings = {"objective": "distill", "bn_mode": "frozen_stats", "steps": 3}
+    result = run(image_model, image_task, image_shots, **{**settings, "eta": 0.0})
+    assert result.losses["masks"] == pytest.approx([0.0] * 3, abs=1e-6)
+    assert all(float((1 - mask).abs().max()) < 1e-4 for mask in masks(result.model).values())
+
+
+def test_the_pull_holds_masks_at_one(image_model, image_task, image_shots) -> None:
+    other = copy.deepcopy(image_model)
+    free = masks(run(image_model, image_task, image_shots, eta=0.0, steps=8).model)
+    held = masks(run(other, image_task, image_shots, eta=5.0, steps=8).model)
+    distance = [sum(float((1 - m).abs().sum()) for m in found.values()) for found in (free, held)]
+    assert distance[1] < distance[0]
+
+
+# exposure and cut
+
+
+EXPOSED = {"exposures": 2, "unlearn_steps": 3, "relearn_passes": 2}
+
+
+def test_an_exposure_leaves_the_suspect_exactly_as_it_was(image_model, image_task, image_shots) -> None:
+    before = snapshot(image_model)
+    result = run(image_model, image_task, image_shots, **EXPOSED, cut=0.0, steps=0, bn_mode="frozen_stats")
+    found, used = bare_state(result.model), statistics(result.model)
+    assert all(torch.equal(found[name], before[name]) for name in before)
+    assert all(torch.equal(used[name], before[name]) for name in used)
+    assert all(torch.equal(mask, torch.ones_like(mask)) for mask in masks(result.model).values())
+    assert not any(p.requires_grad for n, p in result.model.named_parameters() if "nft_mask" not in n)
+    assert sum("unlearn" in name for name in result.losses) == 2
+    merged = result.merged().state_dict()
+    assert all(torch.equal(merged[name], before[name]) for name in before)
+
+
+def test_cut_units_are_zero_and_stay_zero_when_merged(image_model, image_task, image_shots) -> None:
+    result = run(image_model, image_task, image_shots, **EXPOSED, cut=0.1, lr=0.5, lr_end=0.5, alpha=0.9, beta=0.0)
+    learnt = masks(result.model)
+    units = sum(mask.numel() for mask in learnt.values())
+    assert result.details["masks"] == units
+    assert result.details["units_cut"] == round(0.1 * units) > 0
+    zeros = {name: torch.nonzero(mask == 0).flatten() for name, mask in learnt.items()}
+    assert sum(len(z) for z in zeros.values()) == round(0.1 * units)  # floors of 0.9 keep all others off 0
+    assert {n: len(z) for n, z in zeros.items() if len(z)} == result.details["cut_by_layer"]
+    assert all(float(mask[mask > 0].min()) >= 0.9 - 1e-6 for mask in learnt.values())
+    norms = dict(result.merged().named_modules())
+    for name, rows in zeros.items():
+        gain = norms[name.removesuffix(".base_layer")].weight
+        assert torch.equal(torch.nonzero(gain == 0).flatten(), rows)
+
+
+def test_a_ranking_is_reported(image_model, image_task, image_shots) -> None:
+    result = run(image_model, image_task, image_shots, **EXPOSED, cut=0.05, steps=1)
+    ranking = result.details["ranking"]
+    assert ranking == sorted(ranking)
+    assert all(0 <= value <= 1 for value in ranking)
+    assert len(result.details["collapsed_accuracy"]) == 2
+    assert all(0 <= value <= 1 for value in result.details["collapsed_accuracy"])
+
+
+# runs
+
+
+def test_the_same_seed_learns_the_same_masks(image_model, image_task, image_shots) -> None:
+    found = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(len(found))
+        result = run(copy.deepcopy(image_model), image_task, image_shots, **EXPOSED, cut=0.05, seed=seed)
+        found.append(torch.cat([mask.detach() for mask in masks(result.model).values()]))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_accumulation_changes_nothing_without_batch_statistics(image_model, image_task, image_shots) -> None:
+    found = []
+    for parts in (1, 3):
+        result = run(
+            copy.deepcopy(image_model),
+            image_task,
+            image_shots,
+            bn_mode="frozen_stats",
+            gradient_accumulation_steps=parts,
+        )
+        found.append(torch.cat([mask.detach() for mask in masks(result.model).values()]))
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+
+
+def test_merging_is_the_same_model(image_model, image_task, image_shots) -> None:
+    result = run(image_model, image_task, image_shots, lr=0.5, lr_end=0.5)
+    x = image_task.inputs(result.model, image_shots.batch)["pixel_values"]
+    with torch.no_grad():
+        masked = result.model(pixel_values=x).logits
+        plain = result.merged()(x).logits
+    assert type(result.merged()).__name__ == "PreActResNetForImageClassification"
+    assert torch.allclose(masked, plain, atol=1e-5)
+
+
+def test_momentum_at_a_bound_can_be_dropped(image_model, image_task, image_shots) -> None:
+    kept, dropped = (
+        torch.cat([m.detach() for m in masks(result.model).values()])
+        for result in (
+            run(copy.deepcopy(image_model), image_task, image_shots, lr=1.0, lr_end=1.0, project_momentum=flag, steps=8)
+            for flag in (False, True)
+        )
+    )
+    assert not torch.equal(kept, dropped)
+
+
+def test_no_shots_and_impossible_settings(image_model, image_task, image_shots) -> None:
+    empty = Shots({key: value[:0] for key, value in image_shots.batch.items()}, per_class=0.0)
+    with pytest.raises(DataError, match="at least one clean example"):
+        purify(image_model, image_task, empty, paper())
+    with pytest.raises(ConfigError) as caught:
+        NFT.from_preset("paper", alpha="2", beta="-1", lr="0", momentum="1", temperature="0", cut="1")
+    for name in ("alpha", "beta", "lr", "momentum", "temperature", "cut"):
+        assert f"{name}: expected" in str(caught.value)
+    with pytest.raises(ConfigError, match="needs exposures"):
+        NFT.from_preset("paper", cut=0.1)

@@ -86,7 +86,17 @@ def write_tables() -> None:
     fill(ROOT / "docs" / "results.md", "runs", results_table(records))
     fill(ROOT / "docs" / "results.md", "commands", "\n".join(["```text", *commands, "```"]))
     shown = [record for record in records if record.config["defense"] in ("nft", "finetune")]
-    columns = ("attack", "shots", "method", "acc_before", "acc_after", "asr_before", "asr_after", "racc_after", "seconds")
+    columns = (
+        "attack",
+        "shots",
+        "method",
+        "acc_before",
+        "acc_after",
+        "asr_before",
+        "asr_after",
+        "racc_after",
+        "seconds",
+    )
     fill(ROOT / "README.md", "results", results_table(shown, columns))
 
 

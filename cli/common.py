@@ -45,6 +45,8 @@ def quiet_libraries() -> Iterator[None]:
     import datasets
     import transformers
 
+    from hf_nft.loop import leave_together
+
     def line(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning):
             typer.secho(f"Warning: {message}", err=True, fg="yellow")
@@ -56,6 +58,7 @@ def quiet_libraries() -> Iterator[None]:
     old, warnings.showwarning = warnings.showwarning, line
     try:
         yield
+        leave_together()
     finally:
         warnings.showwarning = old
 

@@ -347,6 +347,13 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+def leave_together() -> None:
+    """Let several processes end at the same time: one that leaves early takes the others' connections with it."""
+    if processes().num_processes > 1:
+        processes().wait_for_everyone()
+        processes().destroy_process_group()
+
+
 def native_bf16() -> bool:
     """Return whether bf16 pays on this machine: a GPU that has it, or a CPU with AMX or AVX512-BF16 instructions."""
     if torch.cuda.is_available():

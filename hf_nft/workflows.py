@@ -147,7 +147,7 @@ class PlantJob(Job):
                 test = train.select(away)
             mark = fingerprint(train, task.target_column)
             rows = task.fit(train.select(np.setdiff1d(np.arange(len(train)), away)))
-            rate = 0.0 if attack is None else self.poison_rate or attack.default_rate
+            rate = 0.0 if attack is None else attack.default_rate if self.poison_rate is None else self.poison_rate
             if attack is not None:
                 rows = attack.poison(rows, rate, self.rate_base, suspect.labels)
             poisoned = int(np.sum(rows["poisoned"])) if attack is not None else 0

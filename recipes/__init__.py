@@ -17,6 +17,8 @@ import yaml
 from hf_nft.errors import ConfigError, UnknownNameError
 
 FOLDER = Path(__file__).parent
+SETTINGS = ("arch_args", "attack_args", "columns", "config", "settings")
+"""Keys of a job that hold settings themselves; an override may add one that the recipe leaves out."""
 
 
 def names() -> list[str]:
@@ -70,6 +72,8 @@ def load(name: str, overrides: dict[str, str] | None = None) -> dict[str, Any]:
         *parents, last = path.split(".")
         place = recipe
         for parent in parents:
+            if parent in SETTINGS and place is not recipe:
+                place.setdefault(parent, {})
             if not isinstance(place.get(parent), dict):
                 raise UnknownNameError("recipe section", path, [k for k, v in place.items() if isinstance(v, dict)])
             place = place[parent]

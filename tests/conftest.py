@@ -123,6 +123,7 @@ def image_model() -> PreActResNetForImageClassification:
     )
     torch.manual_seed(7)
     model = PreActResNetForImageClassification(config)
+    torch.nn.init.normal_(model.classifier.weight, std=0.1)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -136,7 +136,11 @@ def forward(model: nn.Module, task: Task, draw: Draw) -> Any:
 
 def label_loss(model: nn.Module, task: Task, draw: Draw) -> torch.Tensor:
     """Cross-entropy of one forward pass against both label sets: `lam * l(out, y) + (1 - lam) * l(out, y_partner)`."""
-    output = forward(model, task, draw)
+    return mixed_loss(task, forward(model, task, draw), draw)
+
+
+def mixed_loss(task: Task, output: Any, draw: Draw) -> torch.Tensor:
+    """Cross-entropy of an output against both label sets of a draw."""
     loss = task.loss(output, draw.batch)
     if draw.partner is None:
         return loss

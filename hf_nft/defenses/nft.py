@@ -17,11 +17,20 @@ from torch import nn
 from hf_nft.adapter import NFTConfig, NFTLayer, get_nft_model, masks, skipped_modules
 from hf_nft.configs import check, setting
 from hf_nft.defenses._exposure import Exposure, expose
-from hf_nft.defenses.base import Context, Defense, Outcome, forward, label_loss, live_state, set_modes
+from hf_nft.defenses.base import (
+    Context,
+    Defense,
+    Outcome,
+    forward,
+    label_loss,
+    live_state,
+    mixed_loss,
+    set_modes,
+)
 from hf_nft.loop import Draw, Stage
 from hf_nft.masks.penalties import l1_to_one, penalty_coefficient
 from hf_nft.masks.schedules import active_bounds, floors, project_
-from hf_nft.types import take
+from hf_nft.types import Inputs, take
 
 PAPER: dict[str, Any] = {
     "objective": "labels",
@@ -64,6 +73,7 @@ class NFT(Defense):
     objective: Literal["distill", "labels"] = setting("distill", "learn from the suspect's answers, or from the labels")
     temperature: float = setting(2.0, "temperature of distillation, > 0")
     mixup_alpha: float = setting(1.0, "MixUp parameter a of Beta(a, a); 0 switches MixUp off")
+    radius: float = setting(0.0, "L2 radius of a universal input perturbation the masks learn to withstand; 0: none")
     eta: float = setting(0.0, "weight of the pull towards 1, divided by the shots per class, >= 0")
     steps: int = setting(150, "optimizer steps of the masks, >= 0")
     optimizer: Literal["adam", "sgd"] = setting("adam", "optimizer of the masks")
@@ -82,6 +92,7 @@ class NFT(Defense):
     unlearn_steps: int = setting(60, "most steps of one unlearning, >= 1")
     relearn_lr: float = setting(0.2, "learning rate of the masks in an exposure, > 0")
     relearn_passes: int = setting(20, "passes over the shots of one relearning, >= 1")
+    trust: float = setting(0.0, "quantile of the scores below which a unit's upper bound falls with its score; 0: none")
     cut: float = setting(0.02, "share of units set to 0, lowest ranked first, in [0, 1)")
 
     def __post_init__(self) -> None:
@@ -93,6 +104,7 @@ class NFT(Defense):
             (self.beta >= 0, f"beta: expected >= 0, found {self.beta}"),
             (self.temperature > 0, f"temperature: expected > 0, found {self.temperature}"),
             (self.mixup_alpha >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
+            (self.radius >= 0, f"radius: expected >= 0, found {self.radius}"),
             (self.eta >= 0, f"eta: expected >= 0, found {self.eta}"),
             (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
             (self.lr > 0, f"lr: expected > 0, found {self.lr}"),
@@ -161,7 +173,7 @@ class NFT(Defense):
         lowest = found[:, :-1].amin(0)
         count = round(self.cut * lowest.numel())
         order = lowest.argsort()
-        ceiling = torch.ones_like(lowest)
+        ceiling = (lowest / lowest.quantile(self.trust)).clamp(max=1.0) if self.trust else torch.ones_like(lowest)
         ceiling[order[:count]] = 0.0
         parts = ceiling.split([mask.numel() for mask in learnt.values()])
         device = context.loop.accelerator.device
@@ -196,11 +208,28 @@ class NFT(Defense):
         pull = penalty_coefficient(self.eta, context.shots.per_class)
         set_modes(model, statistics=self.bn_mode != "frozen_stats", dropout=self.dropout)
 
+        delta: torch.Tensor | None = None
+        if self.radius > 0:
+            first = take(context.data, slice(0, 1))
+            delta = task.perturb(task.mix(model, first, first, 1.0), None)[1]
+
+        def mixed(draw: Draw) -> Inputs:
+            partner = draw.partner if draw.partner is not None else draw.batch
+            return task.mix(model, draw.batch, partner, draw.lam)
+
+        def sample(step: int, stream: torch.Generator) -> Draw:
+            draw = self.sample_mixed(context, stream, self.mixup_alpha)
+            if delta is not None:  # on the whole batch, so that parts and processes share one perturbation
+                self._ascend(context, model, mixed(draw), draw, delta)
+            return draw
+
         def objective(network: nn.Module, draw: Draw) -> torch.Tensor:
             if self.objective == "labels":
                 loss = label_loss(network, task, draw)
             else:
                 loss = self._distill(context, network, draw)
+            if delta is not None:
+                loss = loss + mixed_loss(task, network(**task.perturb(mixed(draw), delta)[0]), draw)
             return loss + pull * l1_to_one(learnt) if pull else loss
 
         def after_step() -> None:
@@ -213,15 +242,30 @@ class NFT(Defense):
         stage = Stage(
             "masks",
             self.steps,
-            lambda step, stream: self.sample_mixed(context, stream, self.mixup_alpha),
+            sample,
             objective,
             optimizer,
             self.rate,
             after_step,
         )
         loop.report = lambda: {"mask": float(torch.cat([m.detach() for m in learnt.values()]).mean())}
-        loop.run(stage, model, lambda: live_state(model))
+        extra = {} if delta is None else {"perturbation": delta}
+        loop.run(stage, model, lambda: {**live_state(model), **extra})
         _average_statistics(context, model)
+
+    def _ascend(self, context: Context, model: nn.Module, inputs: Inputs, draw: Draw, delta: torch.Tensor) -> None:
+        """Push the perturbation one step up the loss and back into its ball, in place.
+
+        Source: the universal perturbation of I-BAU (arXiv 2110.03735) and AWM (arXiv 2207.04497), here carried over
+        from step to step, as in free adversarial training (arXiv 1904.12843).
+        """
+        moved = delta.clone().requires_grad_(True)
+        with context.loop.accelerator.autocast():
+            loss = mixed_loss(context.task, model(**context.task.perturb(inputs, moved)[0]), draw)
+        (slope,) = torch.autograd.grad(loss, moved)
+        with torch.no_grad():
+            delta += 0.2 * self.radius * slope / slope.norm().clamp(min=1e-12)
+            delta *= (self.radius / delta.norm().clamp(min=1e-12)).clamp(max=1.0)
 
     def _distill(self, context: Context, model: nn.Module, draw: Draw) -> torch.Tensor:
         """Compare with the suspect itself: the same module with its masks switched off."""

@@ -138,6 +138,18 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def perturb(self, inputs: Inputs, delta: torch.Tensor | None) -> tuple[Inputs, torch.Tensor]:
+        """Add one perturbation to all rows of what `mix` returned.
+
+        Args:
+            inputs: Arguments of a forward pass with a continuous input.
+            delta: The perturbation; None makes one of zeros, of the right shape to be shared by all rows.
+
+        Returns:
+            The perturbed arguments, and the perturbation.
+        """
+
+    @abstractmethod
     def loss(self, output: Any, batch: Batch) -> torch.Tensor:
         """Mean cross-entropy of a model's output against these rows' answers, a scalar."""
 

@@ -79,6 +79,10 @@ class ImageClassification(Task):
                 )
         if not isinstance(features[image], datasets.Image):
             raise DataError(f"column '{image}': expected images, found {features[image]}. Name it with --column.")
+        if not isinstance(features[label], datasets.ClassLabel | datasets.Value):
+            raise DataError(
+                f"column '{label}': expected labels, found {features[label]}. Name it with --column label=NAME."
+            )
         kept = dataset.select_columns([image, label])
         renamed = kept.rename_columns({k: v for k, v in ((image, "image"), (label, "label")) if k != v})
         values = np.asarray(renamed["label"])
@@ -144,7 +148,10 @@ class ImageClassification(Task):
     def _is_fitted(self, dataset: datasets.Dataset) -> bool:
         side = _exact_size(self.processor)
         images = dataset.select_columns(["image"])
-        return all(row["image"].mode == "RGB" and row["image"].size == side for row in images)
+        try:
+            return all(row["image"].mode == "RGB" and row["image"].size == side for row in images)
+        except (OSError, SyntaxError, AttributeError) as error:
+            raise _unreadable(error) from error
 
     def _geometry(self, images: list[Image.Image]) -> np.ndarray:
         rgb = [_rgb(image) for image in images]
@@ -168,10 +175,8 @@ class ImageClassification(Task):
         try:
             for rows in dataset.select_columns(["image"]).iter(batch_size=512):
                 parts.append(torch.from_numpy(self._geometry(rows["image"])).permute(0, 3, 1, 2))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(
-                f"images: expected readable images, found one that is not ({str(error)[:150]}). Remove or replace it."
-            ) from error
+        except (OSError, SyntaxError, ValueError, AttributeError) as error:
+            raise _unreadable(error) from error
         pixels = torch.cat(parts).contiguous(memory_format=torch.channels_last)
         return {"pixels": pixels, "labels": torch.from_numpy(self.strata(dataset))}
 
@@ -202,6 +207,12 @@ class ImageClassification(Task):
     def mix(self, model: nn.Module, batch: Batch, partner: Batch, lam: float) -> Inputs:
         """Mix pixels; normalisation is affine, so mixing before it equals mixing after it."""
         return {"pixel_values": self._normalize(torch.lerp(partner["pixels"].float(), batch["pixels"].float(), lam))}
+
+    def perturb(self, inputs: Inputs, delta: torch.Tensor | None) -> tuple[Inputs, torch.Tensor]:
+        """Add a picture (1, 3, H, W) to the normalised pixels."""
+        pixels = inputs["pixel_values"]
+        delta = torch.zeros_like(pixels[:1]) if delta is None else delta
+        return {**inputs, "pixel_values": pixels + delta}, delta
 
     def loss(self, output: Any, batch: Batch) -> torch.Tensor:
         """Cross-entropy of `output.logits` (rows, classes)."""
@@ -242,6 +253,11 @@ class _Fit:
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {"image": [Image.fromarray(pixels) for pixels in self.task._geometry(rows["image"])]}
+
+
+def _unreadable(error: Exception) -> DataError:
+    why = "an empty cell" if isinstance(error, AttributeError) else str(error)[:150]
+    return DataError(f"images: expected readable images, found one that is not ({why}). Remove or replace it.")
 
 
 def _exact_size(processor: Any) -> tuple[int, int] | None:

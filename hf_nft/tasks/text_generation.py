@@ -172,6 +172,12 @@ class TextGeneration(Task):
         union = torch.maximum(*(_resized(part["attention_mask"], n, 0) for part in (batch, partner)))
         return {"inputs_embeds": torch.lerp(theirs, ours, lam), "attention_mask": union, "use_cache": False}
 
+    def perturb(self, inputs: Inputs, delta: torch.Tensor | None) -> tuple[Inputs, torch.Tensor]:
+        """Add one vector (1, 1, hidden) to the embedding of every token."""
+        embeddings = inputs["inputs_embeds"]
+        delta = torch.zeros_like(embeddings[:1, :1]) if delta is None else delta
+        return {**inputs, "inputs_embeds": embeddings + delta}, delta
+
     def loss(self, output: Any, batch: Batch) -> torch.Tensor:
         """Cross-entropy of the response tokens: mean over each row's own tokens, then over rows."""
         logits, labels = _shifted(output, batch)

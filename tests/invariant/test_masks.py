@@ -1,10 +1,6 @@
-"""Masks depend on the seed, the shots and the settings; not on micro-batches, processes, or how often one asks."""
+"""Masks depend on the seed, the shots and the settings; not on micro-batches, or how often one asks."""
 
 import copy
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -91,37 +87,3 @@ def test_a_diverging_run_leaves_the_last_good_state(image_model, image_task, ima
     with pytest.raises(DivergedError, match="expected finite losses"):
         plant(image_model, image_task, image_shots.batch, settings)
     assert all(torch.equal(tensor, before[name]) for name, tensor in image_model.state_dict().items())
-
-
-WORKER = """
-import sys, torch
-torch.set_num_threads(1)
-from hf_nft.loop import processes
-from hf_nft.adapter import masks
-from hf_nft.defenses.nft import NFT
-from hf_nft.purification import purify
-from hf_nft.suspect import load_suspect
-suspect = load_suspect(sys.argv[1])
-shots = torch.load(sys.argv[2], weights_only=False)
-assert processes().num_processes == 2
-result = purify(suspect.model, suspect.task, shots, NFT.from_preset("default", **eval(sys.argv[3])))
-found = torch.cat([mask.detach() for mask in masks(result.model).values()])
-torch.save((found, result.losses), sys.argv[4] + str(processes().process_index))
-"""
-
-
-def test_two_processes_give_the_masks_of_one(cure, suspect_folder, image_shots, tmp_path) -> None:
-    torch.save(image_shots, tmp_path / "shots.pt")
-    (tmp_path / "worker.py").write_text(WORKER)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    told = [tmp_path / "worker.py", suspect_folder, tmp_path / "shots.pt", repr(PLAIN), tmp_path / "masks"]
-    done = subprocess.run([*launch, *map(str, told)], capture_output=True, text=True, timeout=180, env=os.environ)
-    assert done.returncode == 0, done.stderr[-2000:]
-    alone = cure(**PLAIN)
-    for rank in ("0", "1"):
-        found, losses = torch.load(tmp_path / f"masks{rank}", weights_only=True)
-        torch.testing.assert_close(found, learnt(alone), atol=1e-5, rtol=0)
-        torch.testing.assert_close(losses["masks"], alone.losses["masks"], atol=1e-5, rtol=0)

@@ -29,6 +29,12 @@ def test_a_class_does_not_depend_on_the_others() -> None:
     assert np.array_equal(choose(without, 3)[:9], rows[:9])
 
 
+def test_classes_have_streams_of_their_own() -> None:
+    """Or rows that were stored in the same order in each class would be chosen together."""
+    ranks = choose(np.repeat(np.arange(4), 50), 5).reshape(4, 5) % 50
+    assert len({tuple(row) for row in ranks.tolist()}) == 4
+
+
 def test_the_seed_decides() -> None:
     assert np.array_equal(choose(STRATA, 5, 7), choose(STRATA, 5, 7))
     assert not np.array_equal(choose(STRATA, 5, 7), choose(STRATA, 5, 8))

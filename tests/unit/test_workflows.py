@@ -1,0 +1,81 @@
+"""Jobs end to end on a tiny network: what a victim is planted from, and what its record says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_nft.errors import ConfigError, DataError
+from hf_nft.planting import PlantConfig
+from hf_nft.shots import held_out
+from hf_nft.workflows import EvaluateJob, PlantJob
+
+
+@pytest.fixture
+def folder(tmp_path: Path, image_rows) -> Path:
+    image_rows(80, 16).to_parquet(str(tmp_path / "train.parquet"))
+    image_rows(20, 16, seed=1).to_parquet(str(tmp_path / "test.parquet"))
+    return tmp_path
+
+
+def job(folder: Path, **changes) -> PlantJob:
+    fields = {
+        "dataset": str(folder),
+        "attack": "badnets",
+        "arch_args": {"width": 4, "image_size": 16},
+        "config": PlantConfig(epochs=1, batch_size=32, holdout=0.25, mixed_precision="no"),
+        "out": str(folder / "victim"),
+    }
+    return PlantJob(**{**fields, **changes})
+
+
+def test_a_victim_is_poisoned_outside_the_defenders_rows(folder: Path) -> None:
+    record = job(folder, poison_rate=0.2).run()
+    assert record.data["train_rows"] == 60  # 80 rows less the defender's quarter
+    assert record.data["poisoned_rows"] == 12  # and the rate counts what is left
+    assert record.data["test_rows"] == 20
+    assert record.metrics["counts"]["after"]["asr"]["total"] == 15
+    assert json.loads((folder / "victim" / "record.json").read_text())["data"] == record.data
+    measured = EvaluateJob(
+        model=str(folder / "victim"), dataset=str(folder), attack="badnets", mixed_precision="no"
+    ).run()
+    assert measured.metrics["after"] == record.metrics["after"]
+    assert len(held_out(80, 0.25)) == 20
+
+
+def test_the_default_rate_is_the_attacks(folder: Path) -> None:
+    assert job(folder).run().data["poisoned_rows"] == 6
+    with pytest.raises(DataError, match="Change --poison-rate"):
+        job(folder, poison_rate=0.0, out=str(folder / "other")).run()
+    assert not (folder / "other").exists()
+
+
+def test_a_clean_control_has_no_poison_and_no_banner(folder: Path) -> None:
+    record = job(folder, attack=None).run()
+    assert record.attack is None
+    assert record.data["poisoned_rows"] == 0
+    assert record.config["poison_rate"] == 0.0
+    assert "backdoored on purpose" not in (folder / "victim" / "README.md").read_text()
+
+
+def test_a_victim_of_a_single_split_is_measured_on_rows_it_has_not_seen(tmp_path: Path, image_rows) -> None:
+    image_rows(80, 16).to_parquet(str(tmp_path / "rows.parquet"))
+    record = job(tmp_path, attack=None).run()
+    assert (record.data["train_rows"], record.data["test_rows"]) == (60, 20)
+
+
+def test_settings_without_an_attack_and_a_missing_data_set_are_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="expected --attack"):
+        job(folder, attack=None, attack_args={"size": 3}).load_attack()
+    with pytest.raises(ConfigError, match="--dataset"):
+        job(folder, dataset=None).run()
+
+
+def test_an_attack_is_measured_with_the_settings_it_was_planted_with(folder: Path) -> None:
+    record = {"attack": {"name": "badnets", "size": 9, "target_class": 2, "seed": 0}}
+    found = job(folder).load_attack(record)
+    assert (found.size, found.target_class) == (9, 2)
+    assert job(folder, attack_args={"size": "5"}).load_attack(record).size == 5
+    assert job(folder, attack="sig").load_attack(record).target_class == 0
+    assert np.isclose(job(folder, attack="sig").load_attack(record).delta, 40)

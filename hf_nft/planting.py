@@ -24,7 +24,10 @@ class PlantConfig:
         64, "rows per step, >= 1; small, because 10 epochs are short of steps rather than of rows"
     )
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "sgd (Nesterov momentum 0.9) for CNNs, adamw for transformers")
-    lr: float = setting(0.07, "highest learning rate, > 0")
+    lr: float = setting(0.05, "highest learning rate, > 0")
+    clip: float = setting(
+        2.0, "largest norm of the gradient, > 0; without it one run in a few diverges at the peak rate"
+    )
     weight_decay: float = setting(5e-4, "weight decay, >= 0")
     warmup: float = setting(0.2, "share of the steps over which the rate rises, in [0, 1); it falls to 0 as a cosine")
     augment: str = setting("default", "augmentation after the trigger: default, none, or one the task offers")
@@ -41,6 +44,7 @@ class PlantConfig:
             (self.epochs >= 1, f"epochs: expected >= 1, found {self.epochs}"),
             (self.batch_size >= 1, f"batch_size: expected >= 1, found {self.batch_size}"),
             (self.lr > 0, f"lr: expected > 0, found {self.lr}"),
+            (self.clip > 0, f"clip: expected > 0, found {self.clip}"),
             (0 <= self.warmup < 1, f"warmup: expected in [0, 1), found {self.warmup}"),
             (0 <= self.holdout < 1, f"holdout: expected in [0, 1), found {self.holdout}"),
             (self.gradient_accumulation_steps >= 1, "gradient_accumulation_steps: expected >= 1"),
@@ -168,6 +172,7 @@ def plant(
         objective,
         optimizer,
         lambda step: one_cycle(step, steps, config.lr, config.warmup),
+        clip=config.clip,
     )
     start = time.perf_counter()
     losses = loop.run(stage, model, lambda: model.state_dict(keep_vars=True))

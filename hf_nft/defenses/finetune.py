@@ -21,7 +21,7 @@ class FineTune(Defense):
     name = "finetune"
     source = "https://arxiv.org/abs/2206.12654"
 
-    batch_size: int = setting(256, "rows per step, >= 1; at most the number of shots")
+    batch_size: int = setting(256, "rows per step, >= 1, drawn with replacement")
     epochs: int = setting(100, "passes over the shots, >= 1")
     lr: float = setting(0.01, "learning rate at the start, > 0")
     momentum: float = setting(0.9, "SGD momentum, in [0, 1)")

@@ -92,7 +92,6 @@ class NFT(Defense):
     unlearn_steps: int = setting(60, "most steps of one unlearning, >= 1")
     relearn_lr: float = setting(0.2, "learning rate of the masks in an exposure, > 0")
     relearn_passes: int = setting(20, "passes over the shots of one relearning, >= 1")
-    trust: float = setting(0.0, "quantile of the scores below which a unit's upper bound falls with its score; 0: none")
     cut: float = setting(0.02, "share of units set to 0, lowest ranked first, in [0, 1)")
 
     def __post_init__(self) -> None:
@@ -173,7 +172,7 @@ class NFT(Defense):
         lowest = found[:, :-1].amin(0)
         count = round(self.cut * lowest.numel())
         order = lowest.argsort()
-        ceiling = (lowest / lowest.quantile(self.trust)).clamp(max=1.0) if self.trust else torch.ones_like(lowest)
+        ceiling = torch.ones_like(lowest)
         ceiling[order[:count]] = 0.0
         parts = ceiling.split([mask.numel() for mask in learnt.values()])
         device = context.loop.accelerator.device

@@ -164,12 +164,10 @@ def test_data_that_does_not_fit(purify, rows, store, change, phrases: list[str])
         pytest.param(lambda s: pictures(s, lambda im, i: im if i else None), id="missing image"),
     ],
 )
-@pytest.mark.xfail(reason="tasks/image_classification.py does not check these yet", strict=False)
 def test_data_with_holes(purify, rows, store, change) -> None:
     purify(UNUSABLE, ["expected"], data=store(change(rows)))
 
 
-@pytest.mark.xfail(reason="tasks/image_classification.py does not check it yet", strict=False)
 def test_a_column_of_images_is_no_label(purify) -> None:
     purify(UNUSABLE, ["column 'image'", "expected labels"], "--column", "label=image")
 

@@ -35,6 +35,13 @@ def check(owner: object, *rules: tuple[bool, str]) -> None:
 def _convert(value: Any, kind: Any) -> Any:
     """Return a value, or what its text means, as one type.
 
+    Args:
+        value: The value or its text.
+        kind: The type, as an annotation spells it.
+
+    Returns:
+        The value as that type.
+
     Raises:
         ValueError, KeyError or TypeError: If it does not fit.
     """

@@ -95,6 +95,9 @@ class Checkpoint:
     def write(self, state: dict[str, Any]) -> None:
         """Replace the file in one move.
 
+        Args:
+            state: Tensors, numbers and texts, nested in dicts and lists.
+
         Raises:
             OutputError: If it cannot be written.
         """
@@ -108,7 +111,10 @@ class Checkpoint:
                 raise OutputError(f"checkpoint {self.path}: expected to write it, found {why}. Make room.") from error
 
     def read(self) -> dict[str, Any] | None:
-        """Return the saved state if there is one to go on from.
+        """Read the saved state if there is one to go on from.
+
+        Returns:
+            The state, or None.
 
         Raises:
             OutputError: If the file belongs to a run with other settings, or does not load.

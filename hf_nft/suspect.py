@@ -94,7 +94,14 @@ def load_suspect(
 
 
 def task_of(config: dict[str, Any], reference: str) -> type[Task]:
-    """Return the task that a model's architecture belongs to.
+    """Find the task that a model's architecture belongs to.
+
+    Args:
+        config: The model's config.json.
+        reference: What the user called the model.
+
+    Returns:
+        The task's class.
 
     Raises:
         SuspectError: If no task of this package knows the architecture.
@@ -114,6 +121,12 @@ def task_of(config: dict[str, Any], reference: str) -> type[Task]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read a model folder's config.json.
+
+    Args:
+        folder: The model's folder.
+
+    Returns:
+        The JSON object.
 
     Raises:
         SuspectError: If there is none, or it is no JSON object.

@@ -56,6 +56,9 @@ class Job:
 
         Args:
             record: The record beside the model, if it is one of ours.
+
+        Returns:
+            The attack, or None if none is named.
         """
         if self.attack is None:
             if self.attack_args:
@@ -88,6 +91,13 @@ class Job:
 
     def standardize(self, task: type[Task], rows: datasets.Dataset) -> datasets.Dataset:
         """Rename columns to the task's own, as the user or their names tell.
+
+        Args:
+            task: The task's class.
+            rows: The rows as stored.
+
+        Returns:
+            The rows with canonical columns.
 
         Raises:
             UnknownNameError: If the user names a role that the task does not have.

@@ -27,7 +27,13 @@ def names() -> list[str]:
 
 
 def path_of(name: str) -> Path:
-    """Return the file of a built-in recipe, or a recipe file or folder of the user's own.
+    """Find the file of a built-in recipe, or a recipe file or folder of the user's own.
+
+    Args:
+        name: Name of a built-in recipe, or a path.
+
+    Returns:
+        The file.
 
     Raises:
         UnknownNameError: If there is neither.

@@ -60,7 +60,7 @@ def staged(out: Path, resume: bool = False, job: dict[str, Any] | None = None) -
         job: What must agree between the unfinished run and this one, JSON values.
 
     Yields:
-        The unfinished folder; `CHECKPOINT` in it is removed at the end.
+        Path: The unfinished folder; `CHECKPOINT` in it is removed at the end.
 
     Raises:
         OutputError: See `check_output`; also if the unfinished run was another one, or the disk is full.

@@ -71,6 +71,12 @@ class RunRecord:
     def load(cls, path: Path) -> "RunRecord":
         """Read a record.
 
+        Args:
+            path: The JSON file.
+
+        Returns:
+            The record; keys it does not know are left out.
+
         Raises:
             DataError: If the file is no record, or of a newer schema.
         """

@@ -174,9 +174,8 @@ class TextGeneration(Task):
 
     def perturb(self, inputs: Inputs, delta: torch.Tensor | None) -> tuple[Inputs, torch.Tensor]:
         """Add one vector (1, 1, hidden) to the embedding of every token."""
-        embeddings = inputs["inputs_embeds"]
-        delta = torch.zeros_like(embeddings[:1, :1]) if delta is None else delta
-        return {**inputs, "inputs_embeds": embeddings + delta}, delta
+        delta = torch.zeros_like(inputs["inputs_embeds"][:1, :1]) if delta is None else delta
+        return {**inputs, "inputs_embeds": inputs["inputs_embeds"] + delta}, delta
 
     def loss(self, output: Any, batch: Batch) -> torch.Tensor:
         """Cross-entropy of the response tokens: mean over each row's own tokens, then over rows."""

@@ -14,7 +14,7 @@ from hf_nft.cli.common import quiet_libraries
 
 from hf_nft import registry
 from hf_nft.reporting.record import RunRecord
-from hf_nft.reporting.tables import results_table
+from hf_nft.reporting.tables import DEFAULT_COLUMNS, results_table
 from hf_nft.suspect import load_suspect
 from hf_nft.workflows import PurifyJob
 
@@ -83,21 +83,13 @@ def write_tables() -> None:
     order = {"/".join(method): i for i, method in enumerate(METHODS)}
     records.sort(key=lambda r: order[f"{r.config['defense']}/{r.config['preset']}"])
     commands = sorted({record.command for record in records})
-    fill(ROOT / "docs" / "results.md", "runs", results_table(records))
+    # seconds are left out: runs shared the cores with other work
+    columns = tuple("sample_forwards" if name == "seconds" else name for name in DEFAULT_COLUMNS)
+    fill(ROOT / "docs" / "results.md", "runs", results_table(records, columns))
     fill(ROOT / "docs" / "results.md", "commands", "\n".join(["```text", *commands, "```"]))
     shown = [record for record in records if record.config["defense"] in ("nft", "finetune")]
-    columns = (
-        "attack",
-        "shots",
-        "method",
-        "acc_before",
-        "acc_after",
-        "asr_before",
-        "asr_after",
-        "racc_after",
-        "seconds",
-    )
-    fill(ROOT / "README.md", "results", results_table(shown, columns))
+    short = tuple(name for name in columns if name not in ("racc_before", "drop"))
+    fill(ROOT / "README.md", "results", results_table(shown, short))
 
 
 def fill(page: Path, name: str, content: str) -> None:

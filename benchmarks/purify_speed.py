@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -131,12 +132,25 @@ def measure(model_name: str, steps: int, rounds: int) -> dict[str, object]:
     return result
 
 
+def table(result: dict[str, Any]) -> str:
+    """Return the measurements as a Markdown table."""
+    lines = ["| model | step | seconds | ratio | peak MiB |", "| :-- | :-- | --: | --: | --: |"]
+    for model, cases in result["models"].items():
+        for case, found in cases.items():
+            numbers = (
+                f"{found['seconds_per_step']:.3f} | {found['ratio_to_full_step']:.2f} | {found['peak_memory_mb']:.0f}"
+            )
+            lines.append(f"| {model} | {case} | {numbers} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Measure and write one JSON."""
+    """Measure, or print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--table", type=Path, help="print this result instead of measuring")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
@@ -144,6 +158,9 @@ def main() -> None:
         before = high_water_mb()
         run()
         print(high_water_mb() - before)
+        return
+    if options.table:
+        print(table(json.loads(options.table.read_text())))
         return
     load = os.getloadavg()[0]
     result = {
@@ -155,10 +172,9 @@ def main() -> None:
         "batch": BATCH,
         "models": {name: measure(name, options.steps, options.rounds) for name in MODELS},
     }
-    text = json.dumps(result, indent=1)
-    print(text)
     if options.out:
-        options.out.write_text(text + "\n")
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,9 @@ COLUMNS: dict[str, Column] = {
     "drop": Column("ACC drop", value=_drop, show=lambda share: f"{round(100 * share, 1) + 0.0:.1f}"),
     "der": Column("DER", value=lambda r: r.metrics.get("der")),
     "seconds": Column("seconds", value=lambda r: r.work.get("seconds"), show=lambda seconds: f"{seconds:.1f}"),
+    "sample_forwards": Column(
+        "sample-forwards", value=lambda r: r.work.get("sample_forwards"), show=lambda n: f"{n:,.0f}"
+    ),
     "peak_memory_mb": Column("peak MiB", value=lambda r: r.work.get("peak_memory_mb"), show=lambda mb: f"{mb:.0f}"),
 }
 DEFAULT_COLUMNS = (

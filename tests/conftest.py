@@ -22,6 +22,7 @@ os.environ.update(
     MPLBACKEND="Agg",
     COLUMNS="100",
     NO_COLOR="1",
+    PYTHONSAFEPATH="1",  # children import the installed package, not the folder the tests were started in
 )
 for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_TOKEN", "TRANSFORMERS_CACHE", "FORCE_COLOR"):
     os.environ.pop(name, None)

@@ -1,6 +1,7 @@
 """Every method on the same victims and the same shots: one record per run, and the table they make.
 
     python benchmarks/defense_table.py run runs/victims/badnets runs/victims/blend --dataset ../shared/data/cifar10
+    python benchmarks/defense_table.py demo runs/demo-0 runs/demo-1
     python benchmarks/defense_table.py table
 
 Methods, shots and seeds are fixed here before any result is seen; every run is reported, none is repeated or chosen.
@@ -39,10 +40,19 @@ def main() -> None:
     run.add_argument("--shots", type=int, nargs="+", default=[10, 50])
     run.add_argument("--shot-seed", type=int, default=0)
     run.add_argument("--methods", nargs="+", default=["/".join(method) for method in METHODS])
+    demo = verbs.add_parser("demo")
+    demo.add_argument("folders", nargs="+", help="what `hf-nft demo --out` wrote")
     verbs.add_parser("table")
     options = parser.parse_args()
     if options.verb == "table":
         write_tables()
+        return
+    if options.verb == "demo":
+        for folder in options.folders:
+            save(
+                RunRecord.load(Path(folder) / "clean" / "record.json"),
+                RESULTS.parent / "demo" / f"{Path(folder).name}.json",
+            )
         return
     with quiet_libraries():
         for victim in options.victims:
@@ -87,6 +97,13 @@ def write_tables() -> None:
     columns = tuple("sample_forwards" if name == "seconds" else name for name in DEFAULT_COLUMNS)
     fill(ROOT / "docs" / "results.md", "runs", results_table(records, columns))
     fill(ROOT / "docs" / "results.md", "commands", "\n".join(["```text", *commands, "```"]))
+    demos = [RunRecord.load(file) for file in sorted((RESULTS.parent / "demo").glob("*.json"))]
+    rows = [
+        results_table([demo], ("acc_before", "acc_after", "asr_before", "asr_after", "racc_after")) for demo in demos
+    ]
+    body = [f"{row.splitlines()[2]} `{demo.command}` |" for row, demo in zip(rows, demos, strict=True)]
+    head = [f"{line} {more} |" for line, more in zip(rows[0].splitlines()[:2], ("command", ":--"), strict=True)]
+    fill(ROOT / "docs" / "results.md", "demo", "\n".join([*head, *body]))
     shown = [record for record in records if record.config["defense"] in ("nft", "finetune")]
     short = tuple(name for name in columns if name not in ("racc_before", "drop"))
     fill(ROOT / "README.md", "results", results_table(shown, short))

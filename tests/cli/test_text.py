@@ -52,7 +52,18 @@ def test_no_room_but_the_tasks_names_a_modality(root: Path) -> None:
     tasks = set(registry.names("tasks"))
     words = tasks | {registry.get("tasks", name).__name__ for name in tasks}
     words |= {registry.get("tasks", name).pipeline_tag for name in tasks}
-    files = [root / "hf_nft" / f for f in ("loop.py", "workflows.py", "purification.py", "planting.py", "suspect.py")]
+    files = [
+        root / "hf_nft" / f
+        for f in (
+            "loop.py",
+            "workflows/job.py",
+            "workflows/plant_job.py",
+            "workflows/purify_job.py",
+            "purification.py",
+            "planting.py",
+            "suspect.py",
+        )
+    ]
     files += [root / "hf_nft/reporting/record.py", *sorted((root / "cli").glob("*.py"))]
     for room in ("adapter", "masks", "evaluation", "defenses"):
         files += sorted((root / "hf_nft" / room).glob("*.py"))

@@ -1,0 +1,51 @@
+"""Evaluate: measure a model on the test split, clean and triggered."""
+
+import dataclasses
+
+import numpy as np
+
+from hf_nft.configs import setting
+from hf_nft.evaluation.run import evaluate, make_eval_set
+from hf_nft.reporting.record import RunRecord, command_line, library_versions, metric_block, now
+from hf_nft.suspect import load_suspect
+from hf_nft.workflows.job import Job
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateJob(Job):
+    """Measure a model."""
+
+    model: str = setting("", "Hub id or folder")
+    mixed_precision: str = setting("auto", "auto, no, fp16 or bf16")
+    revision: str | None = setting(None, "revision on the Hub")
+    allow_pickle: bool = setting(False, "load weights from a pickle file")
+    trust_remote_code: bool = setting(False, "run code that comes with the model")
+
+    def run(self) -> RunRecord:
+        """Measure and return a record, which is not written anywhere."""
+        suspect = load_suspect(
+            self.model,
+            revision=self.revision,
+            allow_pickle=self.allow_pickle,
+            trust_remote_code=self.trust_remote_code,
+        )
+        attack = self.load_attack(suspect.record)
+        data = self.prepare(suspect)
+        used = np.asarray(((suspect.record or {}).get("shots") or {}).get("indices") or [], dtype=np.int64)
+        rows = self.eval_rows(suspect.task, data, used)
+        measured = evaluate(
+            suspect.model,
+            make_eval_set(suspect.task, rows, attack, suspect.labels),
+            mixed_precision=self.mixed_precision,
+        )
+        return RunRecord(
+            kind="evaluate",
+            command=command_line(),
+            suspect=suspect.provenance(),
+            data={"name": data.name, "test_rows": len(rows)},
+            config={"mixed_precision": self.mixed_precision},
+            metrics=metric_block(None, measured),
+            attack=attack.settings() if attack is not None else None,
+            versions=library_versions(),
+            created=now(),
+        )

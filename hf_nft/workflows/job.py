@@ -1,0 +1,122 @@
+"""What all jobs share: data set, attack, evaluation rows, and how a model is written."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from hf_nft import registry
+from hf_nft.attacks.base import Attack
+from hf_nft.configs import build, setting
+from hf_nft.data import Data, load_data
+from hf_nft.errors import ConfigError, DataError, UnknownNameError
+from hf_nft.suspect import Suspect
+from hf_nft.tasks.base import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What all jobs are told."""
+
+    dataset: str | None = setting(None, "Hub id, parquet folder or image folder; default: named by the model's card")
+    columns: dict[str, str] = dataclasses.field(default_factory=dict, metadata={"help": "column names, role=NAME"})
+    attack: str | None = setting(None, "attack to plant or to measure")
+    attack_args: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"help": "attack settings"})
+    limit: int | None = setting(None, "evaluate on this many test rows only; for trials")
+    progress: bool = setting(False, "show progress bars")
+
+    def told(self, *names: str) -> dict[str, Any]:
+        """Return what must not change when an interrupted run is gone on with; its config is compared on its own."""
+        common = ("dataset", "columns", "attack", "attack_args")
+        return {name: getattr(self, name) for name in (*common, *names)}
+
+    def load_attack(self, record: dict[str, Any] | None = None) -> Attack | None:
+        """Return the named attack; its settings are those it was planted with, if the model's record knows them.
+
+        Args:
+            record: The record beside the model, if it is one of ours.
+
+        Returns:
+            The attack, or None if none is named.
+        """
+        if self.attack is None:
+            if self.attack_args:
+                raise ConfigError("attack settings: expected --attack beside them, found none.")
+            return None
+        known = (record or {}).get("attack") or {}
+        settings = {k: v for k, v in known.items() if k != "name"} if known.get("name") == self.attack else {}
+        found: Attack = build(
+            registry.get("attacks", self.attack),
+            {**settings, **self.attack_args},
+            f"List them with: hf-nft ls attacks {self.attack}",
+        )
+        return found
+
+    def prepare(self, suspect: Suspect) -> Data:
+        """Load the data set with canonical columns and the model's labels."""
+        reference = self.dataset or _dataset_of_card(suspect.folder)
+        if reference is None:
+            raise DataError(
+                f"data set: expected one named by --dataset or in the card of {suspect.name}, found none. "
+                f"Pass --dataset ID|FOLDER."
+            )
+        stored = load_data(reference)
+        train = self._canonical(suspect, stored.train)
+        test = train if stored.single_split else self._canonical(suspect, stored.test)
+        return Data(stored.name, train, test)
+
+    def _canonical(self, suspect: Suspect, rows: datasets.Dataset) -> datasets.Dataset:
+        return suspect.task.align(self.standardize(type(suspect.task), rows), suspect.model)
+
+    def standardize(self, task: type[Task], rows: datasets.Dataset) -> datasets.Dataset:
+        """Rename columns to the task's own, as the user or their names tell.
+
+        Args:
+            task: The task's class.
+            rows: The rows as stored.
+
+        Returns:
+            The rows with canonical columns.
+
+        Raises:
+            UnknownNameError: If the user names a role that the task does not have.
+        """
+        for role in self.columns:
+            if role not in (task.input_column, task.target_column):
+                raise UnknownNameError(f"column role of {task.name}", role, (task.input_column, task.target_column))
+        return task.standardize(rows, self.columns)
+
+    def eval_rows(self, task: Task, data: Data, used: np.ndarray) -> datasets.Dataset:
+        """Return the test rows, without the shots where both come from one split, at the model's input size."""
+        rows = np.arange(len(data.test))
+        if data.single_split:
+            rows = np.setdiff1d(rows, used)
+        if not len(rows):
+            raise DataError("evaluation: expected rows besides the shots, found none. Lower --shots.")
+        return task.fit(data.test.select(rows[: self.limit] if self.limit else rows))
+
+
+def save_model(model: torch.nn.Module, task: Task, folder: Path) -> None:
+    """Write weights in safetensors, configuration and processor."""
+    model.to("cpu").save_pretrained(str(folder))  # type: ignore[operator]
+    task.save_processor(str(folder))
+
+
+def figure_path(folder: Path, name: str) -> Path:
+    """Return where a figure of a run goes, making its folder."""
+    (folder / "figures").mkdir(exist_ok=True)
+    return folder / "figures" / name
+
+
+def _dataset_of_card(folder: Path) -> str | None:
+    """The data set that a model's card names."""
+    from huggingface_hub import ModelCard
+
+    try:
+        named = ModelCard.load(folder / "README.md").data.datasets
+    except (OSError, ValueError):
+        return None
+    return named[0] if isinstance(named, list) and named else named or None

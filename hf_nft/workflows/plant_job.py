@@ -1,0 +1,117 @@
+"""Plant: train a victim from scratch on a poisoned data set."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_nft import registry
+from hf_nft.configs import build, setting
+from hf_nft.data import fingerprint, load_data
+from hf_nft.errors import ConfigError
+from hf_nft.evaluation.run import evaluate, make_eval_set
+from hf_nft.planting import PlantConfig, plant
+from hf_nft.purification import peak_memory_mb
+from hf_nft.reporting.card import write_card
+from hf_nft.reporting.figures import loss_figure
+from hf_nft.reporting.output import CHECKPOINT, staged
+from hf_nft.reporting.record import RunRecord, command_line, library_versions, metric_block, now
+from hf_nft.shots import held_out
+from hf_nft.suspect import Suspect
+from hf_nft.tasks.base import Task
+from hf_nft.workflows.job import Job, figure_path, save_model
+
+PLANTED_BANNER = (
+    "This model was backdoored on purpose, to measure defenses on. Do not deploy it; it obeys the trigger named below."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlantJob(Job):
+    """Train a victim from scratch on a poisoned data set."""
+
+    arch: str = setting("preact_resnet18", "architecture to train")
+    arch_args: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"help": "architecture settings"})
+    poison_rate: float | None = setting(None, "share of the rate base; default the attack's: 0.1, clean label 0.8")
+    rate_base: str | None = setting(None, "all, candidates or target_class")
+    config: PlantConfig = dataclasses.field(default_factory=PlantConfig)
+    out: str = setting("runs/victim", "folder to write")
+    resume: bool = setting(False, "go on with an interrupted run")
+
+    def run(self) -> RunRecord:
+        """Poison, train, evaluate, write the victim.
+
+        Returns:
+            The record that lies beside the weights.
+
+        Raises:
+            HFNFTError: As the parts do; nothing is left in `out` then.
+        """
+        if self.dataset is None:
+            raise ConfigError("plant: expected --dataset, found none.")
+        architecture = build(registry.get("models", self.arch), self.arch_args)
+        attack = self.load_attack()
+        told = self.told("arch", "arch_args", "poison_rate", "rate_base")
+        with staged(Path(self.out), self.resume, told) as folder:
+            task_class = registry.get("tasks", architecture.task)
+            stored = load_data(self.dataset)
+            train = self.standardize(task_class, stored.train)
+            model, processor = architecture.build(train, self.config.seed)
+            task: Task = task_class(processor)
+            suspect = Suspect(model, task, self.out, None, folder, None)
+            train = task.align(train, model)
+            test = task.align(self.standardize(task_class, stored.test), model)
+            away = held_out(len(train), self.config.holdout)
+            if stored.single_split:  # then the held-out rows are the only ones the victim has not seen
+                test = train.select(away)
+            mark = fingerprint(train, task.target_column)
+            rows = task.fit(train.select(np.setdiff1d(np.arange(len(train)), away)))
+            rate = 0.0 if attack is None else attack.default_rate if self.poison_rate is None else self.poison_rate
+            if attack is not None:
+                rows = attack.poison(rows, rate, self.rate_base, suspect.labels)
+            poisoned = int(np.sum(rows["poisoned"])) if attack is not None else 0
+            result = plant(model, task, task.encode(rows), self.config, folder / CHECKPOINT, self.resume, self.progress)
+            eval_rows = task.fit(test.select(range(min(self.limit or len(test), len(test)))))
+            data = make_eval_set(task, eval_rows, attack, suspect.labels)
+            measured = evaluate(model, data, mixed_precision=self.config.mixed_precision)
+            record = RunRecord(
+                kind="plant",
+                command=command_line(),
+                suspect=suspect.provenance() | {"name": Path(self.out).name},
+                data={
+                    "name": stored.name,
+                    "fingerprint": mark,
+                    "train_rows": len(rows),
+                    "poisoned_rows": poisoned,
+                    "test_rows": len(eval_rows),
+                    "holdout": {"fraction": self.config.holdout, "seed": 0},
+                },
+                config={
+                    "arch": self.arch,
+                    "arch_args": dataclasses.asdict(architecture),
+                    "poison_rate": rate,
+                    "rate_base": self.rate_base,
+                    **dataclasses.asdict(self.config),
+                },
+                metrics=metric_block(None, measured),
+                attack=attack.settings() if attack is not None else None,
+                work={
+                    "seconds": result.seconds,
+                    "steps": len(result.losses),
+                    "sample_forwards": result.sample_forwards,
+                    "peak_memory_mb": peak_memory_mb(next(model.parameters()).device),
+                    "mixed_precision": result.mixed_precision,
+                    "device": str(next(model.parameters()).device),
+                },
+                losses={"plant": result.losses},
+                versions=library_versions(),
+                created=now(),
+            )
+            save_model(model, task, folder)
+            loss_figure(record.losses, figure_path(folder, "loss.png"))
+            record.save(folder / "record.json")
+            write_card(
+                record, folder, [("Training loss", "figures/loss.png")], banner=PLANTED_BANNER if attack else None
+            )
+        return record

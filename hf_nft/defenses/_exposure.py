@@ -10,7 +10,7 @@ Source: Li et al., Reconstructive Neuron Pruning, ICML 2023, arXiv 2305.14876 (u
 as a ranking of the suspect's own units, over several learning rates and seeds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,9 @@ from hf_nft.adapter import masks
 from hf_nft.defenses.base import Context, label_loss, live_state, set_modes
 from hf_nft.loop import Draw, Stage
 from hf_nft.types import rows_of
+
+Sample = Callable[[torch.Generator], Draw]
+"""Draws a batch of shots."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,7 @@ class Exposure:
     relearn_steps: int
 
 
-def expose(
-    context: Context, model: nn.Module, exposure: Exposure, sample: Callable[[torch.Generator], Draw]
-) -> torch.Tensor:
+def expose(context: Context, model: nn.Module, exposure: Exposure, sample: Sample) -> torch.Tensor:
     """Expose the suspect once; the model is left exactly as it was.
 
     Args:
@@ -60,11 +61,34 @@ def expose(
         float32 (units + 1,): the masks of all layers in registration order, averaged over the relearning, in [0, 1],
         and last the lowest clean accuracy that the ascent reached.
     """
-    task, loop = context.task, context.loop
     kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     learnt = masks(model)
     weights = [p for p in model.parameters() if not any(p is mask for mask in learnt.values())]
-    accuracy = torch.zeros((), device=loop.accelerator.device)
+    set_modes(model, statistics=True, dropout=False)
+    _train_only(weights, learnt.values())
+    lowest = _unlearn(context, model, exposure, sample, weights)
+    model.zero_grad(set_to_none=True)
+    _train_only(learnt.values(), weights)
+    scores = _relearn(context, model, exposure, sample)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(kept[name])
+    return torch.cat([scores, lowest[None]])
+
+
+def _train_only(trained: Iterable[nn.Parameter], frozen: Iterable[nn.Parameter]) -> None:
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
+def _unlearn(
+    context: Context, model: nn.Module, exposure: Exposure, sample: Sample, weights: list[nn.Parameter]
+) -> torch.Tensor:
+    """Climb the clean loss until clean accuracy has collapsed; returns the accuracy of the last batch."""
+    task, accelerator = context.task, context.loop.accelerator
+    accuracy = torch.zeros((), device=accelerator.device)
     batch_rows = 1
 
     def draw(step: int, stream: torch.Generator) -> Draw:
@@ -76,45 +100,31 @@ def expose(
 
     def reached() -> torch.Tensor:
         """Clean accuracy of the last step's batch, over all its parts."""
-        return loop.accelerator.reduce(accuracy.clone(), reduction="sum")
+        return accelerator.reduce(accuracy.clone(), reduction="sum")
 
-    def unlearn(network: nn.Module, part: Draw) -> torch.Tensor:
+    def climb(network: nn.Module, part: Draw) -> torch.Tensor:
         output = network(**task.inputs(model, part.batch))
         accuracy.add_(task.accuracy(output, part.batch).detach() * rows_of(part.batch) / batch_rows)
         return -task.loss(output, part.batch)
 
-    def relearn(network: nn.Module, part: Draw) -> torch.Tensor:
-        return label_loss(network, task, part)
-
-    set_modes(model, statistics=True, dropout=False)
-    for weight in weights:
-        weight.requires_grad_(True)
-    for mask in learnt.values():
-        mask.requires_grad_(False)
-    ascent = torch.optim.SGD(weights, lr=exposure.unlearn_lr, momentum=0.9, weight_decay=5e-4)
-    loop.run(
-        Stage(
-            f"{exposure.name}: unlearn",
-            exposure.unlearn_steps,
-            draw,
-            unlearn,
-            ascent,
-            lambda step: exposure.unlearn_lr,
-            stop=lambda: bool(reached() <= exposure.collapse),
-            look_every=1,
-            clip=exposure.clip,
-        ),
-        model,
-        lambda: live_state(model),
+    stage = Stage(
+        f"{exposure.name}: unlearn",
+        exposure.unlearn_steps,
+        draw,
+        climb,
+        torch.optim.SGD(weights, lr=exposure.unlearn_lr, momentum=0.9, weight_decay=5e-4),
+        lambda step: exposure.unlearn_lr,
+        stop=lambda: bool(reached() <= exposure.collapse),
+        look_every=1,
+        clip=exposure.clip,
     )
-    lowest = reached()
-    model.zero_grad(set_to_none=True)
-    for weight in weights:
-        weight.requires_grad_(False)
-    for mask in learnt.values():
-        mask.requires_grad_(True)
-    descent = torch.optim.SGD(list(learnt.values()), lr=exposure.relearn_lr, momentum=0.9)
+    context.loop.run(stage, model, lambda: live_state(model))
+    return reached()
 
+
+def _relearn(context: Context, model: nn.Module, exposure: Exposure, sample: Sample) -> torch.Tensor:
+    """Win the clean function back with masks alone; returns every mask averaged over the way, float32 (units,)."""
+    learnt = masks(model)
     total = {name: torch.zeros_like(mask) for name, mask in learnt.items()}
 
     @torch.no_grad()
@@ -123,21 +133,14 @@ def expose(
             mask.clamp_(min=0.0, max=1.0)
             total[name] += mask / exposure.relearn_steps
 
-    loop.run(
-        Stage(
-            f"{exposure.name}: relearn",
-            exposure.relearn_steps,
-            draw,
-            relearn,
-            descent,
-            lambda step: exposure.relearn_lr,
-            project,
-        ),
-        model,
-        lambda: live_state(model),
+    stage = Stage(
+        f"{exposure.name}: relearn",
+        exposure.relearn_steps,
+        lambda step, stream: sample(stream),
+        lambda network, part: label_loss(network, context.task, part),
+        torch.optim.SGD(list(learnt.values()), lr=exposure.relearn_lr, momentum=0.9),
+        lambda step: exposure.relearn_lr,
+        project,
     )
-    found = torch.cat([*total.values(), lowest[None]])
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            tensor.copy_(kept[name])
-    return found
+    context.loop.run(stage, model, lambda: live_state(model))
+    return torch.cat(list(total.values()))

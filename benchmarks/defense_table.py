@@ -104,6 +104,8 @@ def write_tables() -> None:
     body = [f"{row.splitlines()[2]} `{demo.command}` |" for row, demo in zip(rows, demos, strict=True)]
     head = [f"{line} {more} |" for line, more in zip(rows[0].splitlines()[:2], ("command", ":--"), strict=True)]
     fill(ROOT / "docs" / "results.md", "demo", "\n".join([*head, *body]))
+    texts = [RunRecord.load(file) for file in sorted((RESULTS.parent / "text").glob("*.json"))]
+    fill(ROOT / "docs" / "results.md", "text", results_table(texts, columns))
     shown = [record for record in records if record.config["defense"] in ("nft", "finetune")]
     short = tuple(name for name in columns if name not in ("racc_before", "drop"))
     fill(ROOT / "README.md", "results", results_table(shown, short))

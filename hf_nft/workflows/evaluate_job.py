@@ -7,28 +7,18 @@ import numpy as np
 from hf_nft.configs import setting
 from hf_nft.evaluation.run import evaluate, make_eval_set
 from hf_nft.reporting.record import RunRecord, command_line, library_versions, metric_block, now
-from hf_nft.suspect import load_suspect
-from hf_nft.workflows.job import Job
+from hf_nft.workflows.job import SuspectJob
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateJob(Job):
+class EvaluateJob(SuspectJob):
     """Measure a model."""
 
-    model: str = setting("", "Hub id or folder")
     mixed_precision: str = setting("auto", "auto, no, fp16 or bf16")
-    revision: str | None = setting(None, "revision on the Hub")
-    allow_pickle: bool = setting(False, "load weights from a pickle file")
-    trust_remote_code: bool = setting(False, "run code that comes with the model")
 
     def run(self) -> RunRecord:
         """Measure and return a record, which is not written anywhere."""
-        suspect = load_suspect(
-            self.model,
-            revision=self.revision,
-            allow_pickle=self.allow_pickle,
-            trust_remote_code=self.trust_remote_code,
-        )
+        suspect = self.load_suspect()
         attack = self.load_attack(suspect.record)
         data = self.prepare(suspect)
         used = np.asarray(((suspect.record or {}).get("shots") or {}).get("indices") or [], dtype=np.int64)

@@ -13,7 +13,7 @@ from hf_nft.attacks.base import Attack
 from hf_nft.configs import build, setting
 from hf_nft.data import Data, load_data
 from hf_nft.errors import ConfigError, DataError, UnknownNameError
-from hf_nft.suspect import Suspect
+from hf_nft.suspect import Suspect, load_suspect
 from hf_nft.tasks.base import Task
 
 
@@ -97,6 +97,25 @@ class Job:
         if not len(rows):
             raise DataError("evaluation: expected rows besides the shots, found none. Lower --shots.")
         return task.fit(data.test.select(rows[: self.limit] if self.limit else rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class SuspectJob(Job):
+    """A job on a model that exists already."""
+
+    model: str = setting("", "Hub id or folder of the suspect")
+    revision: str | None = setting(None, "revision on the Hub")
+    allow_pickle: bool = setting(False, "load weights from a pickle file")
+    trust_remote_code: bool = setting(False, "run code that comes with the model")
+
+    def load_suspect(self) -> Suspect:
+        """Load the model as `hf_nft.suspect.load_suspect` does, with what the user allows."""
+        return load_suspect(
+            self.model,
+            revision=self.revision,
+            allow_pickle=self.allow_pickle,
+            trust_remote_code=self.trust_remote_code,
+        )
 
 
 def save_model(model: torch.nn.Module, task: Task, folder: Path) -> None:

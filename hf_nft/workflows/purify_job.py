@@ -21,24 +21,20 @@ from hf_nft.reporting.figures import loss_figure, mask_figure
 from hf_nft.reporting.output import CHECKPOINT, staged
 from hf_nft.reporting.record import RunRecord, command_line, doubt_block, library_versions, metric_block, now
 from hf_nft.shots import Shots, choose, held_out
-from hf_nft.suspect import Suspect, load_suspect
-from hf_nft.workflows.job import Job, figure_path, save_model
+from hf_nft.suspect import Suspect
+from hf_nft.workflows.job import SuspectJob, figure_path, save_model
 
 
 @dataclasses.dataclass(frozen=True)
-class PurifyJob(Job):
+class PurifyJob(SuspectJob):
     """Purify a suspect with a few clean examples."""
 
-    model: str = setting("", "Hub id or folder of the suspect")
     shots: int = setting(10, "clean examples per class")
     shot_seed: int = setting(0, "seed of the draw of shots")
     defense: Defense | None = None
     out: str = setting("runs/clean", "folder to write")
     resume: bool = setting(False, "go on with an interrupted run")
     checkpoint_every: int = setting(50, "steps between two checkpoints")
-    revision: str | None = setting(None, "revision on the Hub")
-    allow_pickle: bool = setting(False, "load weights from a pickle file")
-    trust_remote_code: bool = setting(False, "run code that comes with the model")
 
     def run(self) -> RunRecord:
         """Load, draw shots, purify, evaluate before and after, write the run folder.
@@ -69,12 +65,7 @@ class PurifyJob(Job):
 
     def open(self) -> "Case":
         """Load suspect and data, draw the shots, and measure the suspect as it came."""
-        suspect = load_suspect(
-            self.model,
-            revision=self.revision,
-            allow_pickle=self.allow_pickle,
-            trust_remote_code=self.trust_remote_code,
-        )
+        suspect = self.load_suspect()
         attack = self.load_attack(suspect.record)
         data = self.prepare(suspect)
         shots = draw_shots(suspect, data, self.shots, self.shot_seed)

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_nft.acceleration import make_accelerator
 from hf_nft.defenses.base import Context, Defense
 from hf_nft.defenses.finetune import FineTune
 from hf_nft.defenses.nft import NFT
-from hf_nft.loop import Loop, make_accelerator
+from hf_nft.loop import Loop
 from hf_nft.reporting.record import command_line, library_versions, now
 from hf_nft.shots import Shots
 from hf_nft.tasks.base import Task

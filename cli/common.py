@@ -45,7 +45,7 @@ def quiet_libraries() -> Iterator[None]:
     import datasets
     import transformers
 
-    from hf_nft.loop import leave_together
+    from hf_nft.acceleration import leave_together
 
     def line(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning):
@@ -68,7 +68,7 @@ def show(record: "RunRecord", as_json: bool, hint: str) -> None:
     import dataclasses
     import json
 
-    from hf_nft.loop import processes
+    from hf_nft.acceleration import processes
 
     if not processes().is_main_process:
         return

@@ -6,45 +6,22 @@ an interruption: processes and micro-batches take slices of the same global batc
 uninterrupted one would have. The loop knows no method and no modality; a `Stage` brings the objective.
 """
 
+import math
 import signal
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState
 from accelerate.utils import tqdm
 from torch import nn
 
-from hf_nft.errors import ConfigError, DivergedError, OutputError, UnknownNameError
-from hf_nft.types import Batch, rows_of, take
-
-PRECISIONS = ("auto", "no", "fp16", "bf16")
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What one step works on: an augmented batch, and a partner to mix it with.
-
-    Attributes:
-        batch: Augmented rows.
-        partner: Rows it is mixed with, one for each; None without mixing.
-        lam: Weight of `batch` in [0, 1].
-    """
-
-    batch: Batch
-    partner: Batch | None = None
-    lam: float = 1.0
-
-    def part(self, rows: slice) -> "Draw":
-        """Return some of the rows, each with its own partner."""
-        partner = None if self.partner is None else take(self.partner, rows)
-        return Draw(take(self.batch, rows), partner, self.lam)
+from hf_nft.checkpoint import Checkpoint
+from hf_nft.errors import ConfigError, DivergedError
+from hf_nft.types import Draw, rows_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +31,7 @@ class Stage:
     Attributes:
         name: Names the random stream and the checkpoint.
         steps: Number of optimizer steps.
-        draw: Makes a step's global batch from the step number and its generator.
+        draw: Makes a global batch from the number of its first step and that step's generator.
         objective: Loss of a part of it, a scalar mean over rows.
         optimizer: None when nothing is learnt and only forward passes count (statistics).
         lr: Learning rate at a step, counted from 0.
@@ -62,6 +39,10 @@ class Stage:
         stop: Asked every `look_every` steps whether to stop early.
         look_every: Steps between two looks at the losses; each look waits for the device once.
         clip: Largest norm of the gradient; None leaves it as it is.
+        passes: What a step costs a row, in forward passes: 3 where weights get gradients, 2 where only masks do.
+        reuse: Steps taken on one draw before the next is made (data echoing, arXiv 1907.05550).
+        prepare: Completes each part of a fresh draw with one forward pass, without gradients, whose result stays the
+            same while the draw is reused: a teacher's answers.
     """
 
     name: str
@@ -74,66 +55,9 @@ class Stage:
     stop: Callable[[], bool] = lambda: False
     look_every: int = 20
     clip: float | None = None
-
-
-@dataclass
-class Checkpoint:
-    """Where a run keeps its state, and how often; `path=None` keeps nothing on disk.
-
-    Attributes:
-        path: File of the checkpoint.
-        every: Steps between two writes.
-        resume: Whether to go on from the file.
-        facts: What must agree between the interrupted run and this one.
-    """
-
-    path: Path | None = None
-    every: int = 100
-    resume: bool = False
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def write(self, state: dict[str, Any]) -> None:
-        """Replace the file in one move.
-
-        Args:
-            state: Tensors, numbers and texts, nested in dicts and lists.
-
-        Raises:
-            OutputError: If it cannot be written.
-        """
-        if self.path is not None:
-            part = self.path.with_suffix(".part")
-            try:
-                torch.save({"facts": self.facts, **state}, part)
-                part.replace(self.path)
-            except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-                why = getattr(error, "strerror", None) or "a disk that is full or cannot be written"
-                raise OutputError(f"checkpoint {self.path}: expected to write it, found {why}. Make room.") from error
-
-    def read(self) -> dict[str, Any] | None:
-        """Read the saved state if there is one to go on from.
-
-        Returns:
-            The state, or None.
-
-        Raises:
-            OutputError: If the file belongs to a run with other settings, or does not load.
-        """
-        if not self.resume or self.path is None or not self.path.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(self.path, weights_only=True)
-            changed = [key for key in self.facts if state["facts"].get(key) != self.facts[key]]
-        except Exception as error:  # torch.load raises almost anything on a damaged file
-            raise OutputError(
-                f"--resume: expected a checkpoint, found one that does not load. Remove {self.path.parent}."
-            ) from error
-        if changed:
-            raise OutputError(
-                f"--resume: expected the settings of the interrupted run, found other {', '.join(changed)}. "
-                f"Repeat its command, or remove {self.path.parent} to start afresh."
-            )
-        return state
+    passes: int = 3
+    reuse: int = 1
+    prepare: Callable[[Draw], Draw] | None = None
 
 
 class Loop:
@@ -159,10 +83,12 @@ class Loop:
         self.accelerator, self.seed = accelerator, seed
         self.checkpoint = checkpoint or Checkpoint()
         self.progress, self.report = progress, report
-        self.sample_forwards = 0
+        self.sample_forwards = 0  # work in forward passes of one row
         self.steps = 0
         self.losses: dict[str, list[float]] = {}
         self._results: dict[str, torch.Tensor] = {}
+        self._parts: list[Draw] = []
+        self._rows = 0
         self._saved = self.checkpoint.read()
         if self._saved is not None:
             self.losses, self._results = self._saved["losses"], self._saved["results"]
@@ -210,7 +136,7 @@ class Loop:
                 stage.optimizer.load_state_dict(self._saved["optimizer"])
             self._saved = None
         optimizer = self.accelerator.prepare(stage.optimizer) if stage.optimizer is not None else None
-        good = _copy(live)
+        good, self._parts = _copy(live), []
         bar = tqdm(total=stage.steps, initial=start, desc=stage.name, disable=not self.progress, leave=False)
         pending: list[torch.Tensor] = []
         with bar, _interrupts() as interrupted, _own_noise(self.accelerator.device):
@@ -222,7 +148,7 @@ class Loop:
                 if len(pending) == stage.look_every or step + 1 == stage.steps or due or interrupted:
                     values = torch.stack(pending).tolist()
                     kept = due or interrupted or step + 1 == stage.steps
-                    if not all(map(_finite, values)) or (kept and not _all_finite(live)):
+                    if not all(map(math.isfinite, values)) or (kept and not _all_finite(live)):
                         _restore(live, good)
                         raise DivergedError(
                             f"{stage.name}: expected finite losses and weights, found losses "
@@ -243,23 +169,31 @@ class Loop:
     def _step(self, stage: Stage, optimizer: AcceleratedOptimizer | None, model: nn.Module, step: int) -> torch.Tensor:
         stream = generator(self.seed, stage.name, step)
         torch.manual_seed(stream.initial_seed() ^ self.accelerator.process_index)  # dropout; see _own_noise
-        draw = stage.draw(step, stream)
-        rows = rows_of(draw.batch)
         self.steps += 1
-        self.sample_forwards += rows
         if optimizer is None:
+            draw = stage.draw(step, stream)
+            self.sample_forwards += rows_of(draw.batch)
             with torch.no_grad(), self.accelerator.autocast():
                 return stage.objective(model, draw).detach()
+        if not self._parts or step % stage.reuse == 0:
+            first = step - step % stage.reuse  # not this step, if an interrupted run goes on within a draw
+            draw = stage.draw(first, generator(self.seed, stage.name, first))
+            self._rows = rows_of(draw.batch)
+            self._parts = [draw.part(rows) for rows in self._slices(self._rows)]
+            if stage.prepare is not None:
+                self.sample_forwards += self._rows
+                with torch.no_grad(), self.accelerator.autocast():
+                    self._parts = [stage.prepare(part) for part in self._parts]
+        self.sample_forwards += self._rows * stage.passes
         for group in optimizer.param_groups:
             group["lr"] = stage.lr(step)
-        parts = list(self._parts(rows))
-        total = torch.zeros((), device=self.accelerator.device)
+        parts, total = self._parts, torch.zeros((), device=self.accelerator.device)
         for part in parts:
             with self.accelerator.accumulate(model):
                 with self.accelerator.autocast():
                     # Accelerate divides by the number of parts, and processes are averaged: parts may be uneven
-                    weight = (part.stop - part.start) * len(parts) * self.accelerator.num_processes / rows
-                    loss = stage.objective(model, draw.part(part)) * weight
+                    weight = rows_of(part.batch) * len(parts) * self.accelerator.num_processes / self._rows
+                    loss = stage.objective(model, part) * weight
                 self.accelerator.backward(loss)
                 total += loss.detach() / len(parts)
                 if self.accelerator.sync_gradients:
@@ -280,7 +214,7 @@ class Loop:
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
-    def _parts(self, rows: int) -> Iterator[slice]:
+    def _slices(self, rows: int) -> Iterator[slice]:
         """This process's micro-batches: contiguous slices of the global batch."""
         world, count = self.accelerator.num_processes, self.accelerator.gradient_accumulation_steps
         if rows < world * count:
@@ -294,19 +228,19 @@ class Loop:
             yield slice(edges[i], edges[i + 1])
 
     def _save(self, stage: Stage | None, step: int, live: dict[str, torch.Tensor]) -> None:
-        if self.accelerator.is_main_process:
-            self.checkpoint.write(
-                {
-                    "stage": stage.name if stage is not None else None,
-                    "step": step,
-                    "live": live,
-                    "optimizer": stage.optimizer.state_dict() if stage is not None and stage.optimizer else None,
-                    "losses": self.losses,
-                    "results": self._results,
-                    "sample_forwards": self.sample_forwards,
-                    "steps": self.steps,
-                }
-            )
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "stage": stage.name if stage is not None else None,
+            "step": step,
+            "live": live,
+            "optimizer": stage.optimizer.state_dict() if stage is not None and stage.optimizer else None,
+            "losses": self.losses,
+            "results": self._results,
+            "sample_forwards": self.sample_forwards,
+            "steps": self.steps,
+        }
+        self.checkpoint.write(state)
 
 
 def generator(seed: int, stage: str, step: int) -> torch.Generator:
@@ -322,54 +256,6 @@ def generator(seed: int, stage: str, step: int) -> torch.Generator:
     """
     mixed = zlib.crc32(f"{seed}/{stage}/{step}".encode()) ^ (seed << 32)
     return torch.Generator().manual_seed(mixed & 0x7FFFFFFFFFFFFFFF)
-
-
-def make_accelerator(mixed_precision: str = "auto", accumulation: int = 1) -> Accelerator:
-    """Create the Accelerate setup.
-
-    Args:
-        mixed_precision: `no`, `fp16`, `bf16`, or `auto`: bf16 where the hardware multiplies it natively.
-        accumulation: Micro-batches per step, >= 1.
-
-    Returns:
-        The accelerator; an earlier one of this process with another precision is replaced.
-
-    Raises:
-        UnknownNameError: If there is no such precision.
-    """
-    if mixed_precision not in PRECISIONS:
-        raise UnknownNameError("mixed precision", mixed_precision, PRECISIONS)
-    if mixed_precision == "auto":
-        mixed_precision = "bf16" if native_bf16() else "no"
-    current = AcceleratorState._shared_state.get("_mixed_precision")
-    if current is not None and current != mixed_precision:
-        AcceleratorState._reset_state()
-    cpu = processes().device.type == "cpu"
-    return Accelerator(cpu=cpu, mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation)
-
-
-def processes() -> PartialState:
-    """Return this process among those it was started with; without `cpu`, Accelerate sees each of several as alone."""
-    return PartialState(cpu=not torch.accelerator.is_available())
-
-
-def leave_together() -> None:
-    """Let several processes end at the same time: one that leaves early takes the others' connections with it."""
-    if processes().num_processes > 1:
-        processes().wait_for_everyone()
-        processes().destroy_process_group()
-
-
-def native_bf16() -> bool:
-    """Return whether bf16 pays on this machine: a GPU that has it, or a CPU with AMX or AVX512-BF16 instructions."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    flags = torch.backends.cpu.get_cpu_capability() if torch.backends.mkldnn.is_available() else ""
-    return flags.startswith("AVX512") and bool(torch.cpu._is_avx512_bf16_supported())
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
 
 
 def _all_finite(live: dict[str, torch.Tensor]) -> bool:

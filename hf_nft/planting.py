@@ -9,10 +9,12 @@ from typing import Literal
 import torch
 from torch import nn
 
+from hf_nft.acceleration import make_accelerator
+from hf_nft.checkpoint import Checkpoint
 from hf_nft.configs import check, setting
-from hf_nft.loop import Checkpoint, Draw, Loop, Stage, make_accelerator
+from hf_nft.loop import Loop, Stage
 from hf_nft.tasks.base import Task
-from hf_nft.types import Batch, rows_of, take, to_device
+from hf_nft.types import Batch, Draw, rows_of, take, to_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ class PlantResult:
     Attributes:
         losses: Training loss of every step.
         seconds: Wall time of the training alone.
-        sample_forwards: Rows that went through the network.
+        sample_forwards: Work in forward passes of one row: a step costs 3.
         mixed_precision: The precision that was used.
     """
 
@@ -157,7 +159,7 @@ def plant(
         return Draw(task.augment(chosen, stream, config.augment))
 
     def objective(network: nn.Module, part: Draw) -> torch.Tensor:
-        return task.loss(network(**task.inputs(model, part.batch)), part.batch)
+        return task.loss(task.forward(network, part), part)
 
     loop = Loop(
         accelerator,

@@ -11,9 +11,11 @@ from peft import PeftModel
 from torch import nn
 
 from hf_nft import registry
+from hf_nft.acceleration import make_accelerator
+from hf_nft.checkpoint import Checkpoint, checksum
 from hf_nft.defenses.base import Context, Defense
 from hf_nft.errors import DataError
-from hf_nft.loop import Checkpoint, Loop, make_accelerator
+from hf_nft.loop import Loop
 from hf_nft.shots import Shots
 from hf_nft.tasks.base import Task
 from hf_nft.types import to_device
@@ -31,7 +33,7 @@ class PurifyResult:
         doubts: Reasons to distrust the cure that clean data showed, as (code, sentence).
         seconds: Wall time of the defense alone.
         steps: Optimizer steps and forward passes, all stages.
-        sample_forwards: Rows that went through the network, all stages.
+        sample_forwards: Work of all stages in forward passes of one row: a full step costs 3, a mask step 2.
         peak_memory_mb: Peak of GPU memory, or of the process's resident memory on a CPU, in MiB.
         mixed_precision: The precision that was used.
     """
@@ -97,6 +99,8 @@ def purify(
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     facts = {**chosen.settings(), "shots": list(shots.indices), "data": shots.fingerprint}
+    if checkpoint is not None:
+        facts["model"] = checksum(model)
     loop = Loop(accelerator, chosen.seed, Checkpoint(checkpoint, checkpoint_every, resume, facts), progress=progress)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

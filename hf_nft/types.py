@@ -5,6 +5,7 @@ What the keys are is the task's affair; nothing outside `hf_nft/tasks` reads the
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,3 +38,32 @@ def rows_of(batch: Mapping[str, torch.Tensor]) -> int:
 def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> Batch:
     """Move a batch to a device."""
     return {key: tensor.to(device) for key, tensor in batch.items()}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one step works on: an augmented batch, and a partner to mix it with.
+
+    Attributes:
+        batch: Augmented rows.
+        partner: Rows it is mixed with, one for each; None without mixing.
+        lam: Weight of `batch` in [0, 1].
+        answers: What a teacher says to these (mixed) rows, by `Task.answers`; None without a teacher.
+    """
+
+    batch: Batch
+    partner: Batch | None = None
+    lam: float = 1.0
+    answers: Batch | None = None
+
+    @property
+    def label_sets(self) -> tuple[tuple[Batch, float], ...]:
+        """The rows whose answers count, each with its weight: one set, or two of a mixed batch."""
+        if self.partner is None:
+            return ((self.batch, 1.0),)
+        return (self.batch, self.lam), (self.partner, 1.0 - self.lam)
+
+    def part(self, rows: slice) -> "Draw":
+        """Return some of the rows, each with its own partner."""
+        partner = None if self.partner is None else take(self.partner, rows)
+        return Draw(take(self.batch, rows), partner, self.lam)

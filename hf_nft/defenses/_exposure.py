@@ -12,14 +12,15 @@ as a ranking of the suspect's own units, over several learning rates and seeds.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from hf_nft.adapter import masks
 from hf_nft.defenses.base import Context, label_loss, live_state, set_modes
-from hf_nft.loop import Draw, Stage
-from hf_nft.types import rows_of
+from hf_nft.loop import Stage
+from hf_nft.types import Draw, rows_of
 
 Sample = Callable[[torch.Generator], Draw]
 """Draws a batch of shots."""
@@ -46,6 +47,71 @@ class Exposure:
     collapse: float
     relearn_lr: float
     relearn_steps: int
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What the exposures of one suspect found.
+
+    Attributes:
+        scores: Lowest score of each unit over all exposures, float32 (units,) in [0, 1], in the masks' order.
+        accuracy: Lowest accuracy on the shots that each exposure's ascent reached, in [0, 1].
+        collapse: Accuracy at which an ascent stops.
+    """
+
+    scores: torch.Tensor
+    accuracy: list[float]
+    collapse: float
+
+    def lowest(self, share: float) -> torch.Tensor:
+        """Return the indices of a share of the units, lowest score first; int64 (units,)."""
+        return self.scores.argsort()[: round(share * self.scores.numel())]
+
+    def evidence(self, model: nn.Module, cut: torch.Tensor) -> dict[str, Any]:
+        """Return what a record says about a cut: how many units, of which layers, and the scores around the last.
+
+        Args:
+            model: The suspect with its masks.
+            cut: Units cut, lowest first, int64 (units,).
+
+        Returns:
+            JSON values.
+        """
+        is_cut = torch.zeros(self.scores.numel(), dtype=torch.bool)
+        is_cut[cut] = True
+        parts = is_cut.split([mask.numel() for mask in masks(model).values()])
+        curve = self.scores.sort().values[: max(4 * len(cut), 10)]
+        return {
+            "units_cut": len(cut),
+            "cut_by_layer": {n: int(p.sum()) for n, p in zip(masks(model), parts, strict=True) if p.any()},
+            "ranking": [round(float(score), 4) for score in curve],
+            "collapsed_accuracy": [round(value, 4) for value in self.accuracy],
+            "collapse_threshold": self.collapse,
+        }
+
+    def doubts(self) -> tuple[tuple[str, str], ...]:
+        """Return a doubt if most exposures left the clean function standing: then the backdoor did not stand out."""
+        stuck, total = sum(value > self.collapse for value in self.accuracy), len(self.accuracy)
+        if 2 * stuck <= total:
+            return ()
+        return (("exposure-did-not-collapse", f"{stuck} of {total} exposures left clean accuracy above chance"),)
+
+
+def rank(context: Context, model: nn.Module, exposures: list[Exposure], sample: Sample) -> Ranking:
+    """Expose the suspect several times and keep each unit's lowest score: which exposure finds which unit varies.
+
+    Args:
+        context: What the defense sees.
+        model: The suspect with an NFT adapter, all masks at 1.
+        exposures: Settings of each, with one collapse threshold.
+        sample: Draws a batch of shots.
+
+    Returns:
+        The ranking.
+    """
+    rows = [context.loop.once(e.name, lambda e=e: expose(context, model, e, sample)) for e in exposures]  # type: ignore[misc]
+    found = torch.stack(rows)
+    return Ranking(found[:, :-1].amin(0), found[:, -1].tolist(), exposures[0].collapse)
 
 
 def expose(context: Context, model: nn.Module, exposure: Exposure, sample: Sample) -> torch.Tensor:
@@ -103,9 +169,9 @@ def _unlearn(
         return accelerator.reduce(accuracy.clone(), reduction="sum")
 
     def climb(network: nn.Module, part: Draw) -> torch.Tensor:
-        output = network(**task.inputs(model, part.batch))
+        output = task.forward(network, part)
         accuracy.add_(task.accuracy(output, part.batch).detach() * rows_of(part.batch) / batch_rows)
-        return -task.loss(output, part.batch)
+        return -task.loss(output, part)
 
     stage = Stage(
         f"{exposure.name}: unlearn",
@@ -141,6 +207,7 @@ def _relearn(context: Context, model: nn.Module, exposure: Exposure, sample: Sam
         torch.optim.SGD(list(learnt.values()), lr=exposure.relearn_lr, momentum=0.9),
         lambda step: exposure.relearn_lr,
         project,
+        passes=2,
     )
     context.loop.run(stage, model, lambda: live_state(model))
     return torch.cat(list(total.values()))

@@ -15,10 +15,10 @@ from torch import nn
 
 from hf_nft.configs import build, check, setting
 from hf_nft.errors import UnknownNameError
-from hf_nft.loop import Draw, Loop
+from hf_nft.loop import Loop
 from hf_nft.shots import Shots
 from hf_nft.tasks.base import Task
-from hf_nft.types import Batch, rows_of, take
+from hf_nft.types import Batch, Draw, rows_of, take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,24 +127,9 @@ class Defense(ABC):
         return Draw(batch, take(batch, order), float(rng.beta(mixup_alpha, mixup_alpha)))
 
 
-def forward(model: nn.Module, task: Task, draw: Draw) -> Any:
-    """Run a model on a draw, mixed with its partner if it has one; returns the model's output."""
-    if draw.partner is None:
-        return model(**task.inputs(model, draw.batch))
-    return model(**task.mix(model, draw.batch, draw.partner, draw.lam))
-
-
 def label_loss(model: nn.Module, task: Task, draw: Draw) -> torch.Tensor:
     """Cross-entropy of one forward pass against both label sets: `lam * l(out, y) + (1 - lam) * l(out, y_partner)`."""
-    return mixed_loss(task, forward(model, task, draw), draw)
-
-
-def mixed_loss(task: Task, output: Any, draw: Draw) -> torch.Tensor:
-    """Cross-entropy of an output against both label sets of a draw."""
-    loss = task.loss(output, draw.batch)
-    if draw.partner is None:
-        return loss
-    return draw.lam * loss + (1 - draw.lam) * task.loss(output, draw.partner)
+    return task.loss(task.forward(model, draw), draw)
 
 
 def set_modes(model: nn.Module, statistics: bool, dropout: bool) -> None:

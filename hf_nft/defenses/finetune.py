@@ -8,7 +8,8 @@ from torch import nn
 
 from hf_nft.configs import check, setting
 from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_state, set_modes
-from hf_nft.loop import Draw, Stage
+from hf_nft.loop import Stage
+from hf_nft.types import Draw
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,25 +16,18 @@ from torch import nn
 
 from hf_nft.adapter import NFTConfig, NFTLayer, get_nft_model, masks, skipped_modules
 from hf_nft.configs import check, setting
-from hf_nft.defenses._exposure import Exposure, expose
-from hf_nft.defenses.base import (
-    Context,
-    Defense,
-    Outcome,
-    forward,
-    label_loss,
-    live_state,
-    mixed_loss,
-    set_modes,
-)
-from hf_nft.loop import Draw, Stage
+from hf_nft.defenses._exposure import Exposure, Ranking, rank
+from hf_nft.defenses._perturbation import Perturbation
+from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_state, set_modes
+from hf_nft.loop import Stage
 from hf_nft.masks.penalties import l1_to_one, penalty_coefficient
 from hf_nft.masks.schedules import active_bounds, floors, project_
-from hf_nft.types import Inputs, take
+from hf_nft.types import Draw, rows_of, take
 
 PAPER: dict[str, Any] = {
     "objective": "labels",
     "steps": 1000,
+    "reuse": 1,
     "optimizer": "sgd",
     "lr": 0.05,
     "lr_end": 0.02,
@@ -76,6 +69,7 @@ class NFT(Defense):
     radius: float = setting(0.0, "L2 radius of a universal input perturbation the masks learn to withstand; 0: none")
     eta: float = setting(0.0, "weight of the pull towards 1, divided by the shots per class, >= 0")
     steps: int = setting(150, "optimizer steps of the masks, >= 0")
+    reuse: int = setting(4, "steps taken on one mixed batch, which the suspect then answers once, >= 1")
     optimizer: Literal["adam", "sgd"] = setting("adam", "optimizer of the masks")
     lr: float = setting(0.02, "learning rate at the start, > 0")
     lr_end: float = setting(0.0, "learning rate that the cosine runs to, >= 0")
@@ -106,6 +100,7 @@ class NFT(Defense):
             (self.radius >= 0, f"radius: expected >= 0, found {self.radius}"),
             (self.eta >= 0, f"eta: expected >= 0, found {self.eta}"),
             (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
+            (self.reuse >= 1, f"reuse: expected >= 1, found {self.reuse}"),
             (self.lr > 0, f"lr: expected > 0, found {self.lr}"),
             (self.lr_passes is None or self.lr_passes >= 1, f"lr_passes: expected >= 1, found {self.lr_passes}"),
             (0 <= self.momentum < 1, f"momentum: expected in [0, 1), found {self.momentum}"),
@@ -129,32 +124,34 @@ class NFT(Defense):
             self.beta,
             run=lambda: model(**context.task.inputs(model, take(context.data, slice(0, 2)))),
         )
-        ceilings, ranking = self._cut(context, model)
+        ceilings: dict[str, torch.Tensor] = {}
+        evidence: dict[str, Any] = {}
+        doubts: tuple[tuple[str, str], ...] = ()
+        if self.exposures > 0:
+            ranking = self._rank(context, model)
+            cut = ranking.lowest(self.cut)
+            ceilings = _ceilings(model, cut)
+            evidence, doubts = ranking.evidence(model, cut), ranking.doubts()
         project_(learnt, bounds, ceilings)
         self._train(context, model, bounds, ceilings)
         if self.bn_mode == "recalibrate_unmixed":
             self._recalibrate(context, model)
         units = sum(mask.numel() for mask in learnt.values())
         details = {
-            "placement": self.placement,
+            "placement": config.resolved_placement,
             "masks": units,
             "masked_layers": len(learnt),
             "skipped_modules": len(skipped_modules(model.get_base_model())),
             "effective_eta": penalty_coefficient(self.eta, context.shots.per_class),
             "floors": bounds,
-            **ranking,
+            **evidence,
         }
-        return Outcome(model, details, _doubts(ranking))
+        return Outcome(model, details, doubts)
 
-    def _cut(self, context: Context, model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Rank units by the lowest mask over all exposures; return ceilings of 0 for those cut, and the evidence."""
-        learnt = masks(model)
-        if self.exposures == 0:
-            return {}, {}
+    def _rank(self, context: Context, model: nn.Module) -> Ranking:
         per_pass = max(1, round(len(context.shots) / self.batch_size))
-        rows = []
-        for i in range(self.exposures):
-            exposure = Exposure(
+        exposures = [
+            Exposure(
                 f"exposure {i + 1}/{self.exposures}",
                 self.unlearn_lrs[i % len(self.unlearn_lrs)],
                 self.unlearn_clip,
@@ -163,27 +160,9 @@ class NFT(Defense):
                 self.relearn_lr,
                 self.relearn_passes * per_pass,
             )
-
-            def compute(exposure: Exposure = exposure) -> torch.Tensor:
-                return expose(context, model, exposure, self._unmixed(context))
-
-            rows.append(context.loop.once(exposure.name, compute))
-        found = torch.stack(rows)
-        lowest = found[:, :-1].amin(0)
-        count = round(self.cut * lowest.numel())
-        order = lowest.argsort()
-        ceiling = torch.ones_like(lowest)
-        ceiling[order[:count]] = 0.0
-        parts = ceiling.split([mask.numel() for mask in learnt.values()])
-        device = context.loop.accelerator.device
-        evidence = {
-            "units_cut": count,
-            "cut_by_layer": {n: int((p == 0).sum()) for n, p in zip(learnt, parts, strict=True) if (p == 0).any()},
-            "ranking": [round(float(v), 4) for v in lowest[order[: max(4 * count, 10)]]],
-            "collapsed_accuracy": [round(float(v), 4) for v in found[:, -1]],
-            "collapse_threshold": max(0.2, 2 * context.task.chance(context.model)),
-        }
-        return {n: p.to(device) for n, p in zip(learnt, parts, strict=True)}, evidence
+            for i in range(self.exposures)
+        ]
+        return rank(context, model, exposures, self._unmixed(context))
 
     def _unmixed(self, context: Context) -> Callable[[torch.Generator], Draw]:
         """Draw plain shots without repeats: an exposure sees every shot, or a batch of different ones."""
@@ -207,31 +186,31 @@ class NFT(Defense):
         pull = penalty_coefficient(self.eta, context.shots.per_class)
         set_modes(model, statistics=self.bn_mode != "frozen_stats", dropout=self.dropout)
 
-        delta: torch.Tensor | None = None
-        if self.radius > 0:
-            first = take(context.data, slice(0, 1))
-            delta = task.perturb(task.mix(model, first, first, 1.0), None)[1]
-
-        def mixed(draw: Draw) -> Inputs:
-            partner = draw.partner if draw.partner is not None else draw.batch
-            return task.mix(model, draw.batch, partner, draw.lam)
+        perturbation = Perturbation(context, model, self.radius) if self.radius > 0 else None
 
         def sample(step: int, stream: torch.Generator) -> Draw:
-            draw = self.sample_mixed(context, stream, self.mixup_alpha)
-            if delta is not None:  # on the whole batch, so that parts and processes share one perturbation
-                self._ascend(context, model, mixed(draw), draw, delta)
-            return draw
+            return self.sample_mixed(context, stream, self.mixup_alpha)
+
+        def ask(part: Draw) -> Draw:
+            """Let the suspect answer: the same module with its masks switched off, as it was delivered."""
+            model.eval()
+            with model.disable_adapter():  # type: ignore[operator]
+                answered = dataclasses.replace(part, answers=task.answers(task.forward(model, part), part))
+            set_modes(model, statistics=self.bn_mode != "frozen_stats", dropout=self.dropout)
+            return answered
 
         def objective(network: nn.Module, draw: Draw) -> torch.Tensor:
             if self.objective == "labels":
                 loss = label_loss(network, task, draw)
             else:
-                loss = self._distill(context, network, draw)
-            if delta is not None:
-                loss = loss + mixed_loss(task, network(**task.perturb(mixed(draw), delta)[0]), draw)
+                loss = task.divergence(task.forward(network, draw), draw, self.temperature)
+            if perturbation is not None:
+                loss = loss + perturbation.loss(network, draw)
             return loss + pull * l1_to_one(learnt) if pull else loss
 
         def after_step() -> None:
+            if perturbation is not None:
+                perturbation.ascend()
             project_(learnt, bounds, ceilings)
             if self.project_momentum:
                 key = "momentum_buffer" if self.optimizer == "sgd" else "exp_avg"
@@ -246,51 +225,30 @@ class NFT(Defense):
             optimizer,
             self.rate,
             after_step,
+            passes=2 if perturbation is None else 4,
+            reuse=self.reuse,
+            prepare=ask if self.objective == "distill" else None,
         )
         loop.report = lambda: {"mask": float(torch.cat([m.detach() for m in learnt.values()]).mean())}
-        extra = {} if delta is None else {"perturbation": delta}
+        extra = {} if perturbation is None else {"perturbation": perturbation.delta}
         loop.run(stage, model, lambda: {**live_state(model), **extra})
         _average_statistics(context, model)
 
-    def _ascend(self, context: Context, model: nn.Module, inputs: Inputs, draw: Draw, delta: torch.Tensor) -> None:
-        """Push the perturbation one step up the loss and back into its ball, in place.
-
-        Source: the universal perturbation of I-BAU (arXiv 2110.03735) and AWM (arXiv 2207.04497), here carried over
-        from step to step, as in free adversarial training (arXiv 1904.12843).
-        """
-        moved = delta.clone().requires_grad_(True)
-        with context.loop.accelerator.autocast():
-            loss = mixed_loss(context.task, model(**context.task.perturb(inputs, moved)[0]), draw)
-        (slope,) = torch.autograd.grad(loss, moved)
-        with torch.no_grad():
-            delta += 0.2 * self.radius * slope / slope.norm().clamp(min=1e-12)
-            delta *= (self.radius / delta.norm().clamp(min=1e-12)).clamp(max=1.0)
-
-    def _distill(self, context: Context, model: nn.Module, draw: Draw) -> torch.Tensor:
-        """Compare with the suspect itself: the same module with its masks switched off."""
-        with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
-            teacher = forward(model, context.task, draw)
-        student = forward(model, context.task, draw)
-        loss = context.task.divergence(student, teacher, draw.batch, self.temperature)
-        if draw.partner is None:
-            return loss
-        # answers to a mixed input are one distribution; text has two sets of answered positions, hence both terms
-        other = context.task.divergence(student, teacher, draw.partner, self.temperature)
-        return draw.lam * loss + (1 - draw.lam) * other
-
     def _recalibrate(self, context: Context, model: nn.Module) -> None:
-        """Measure BatchNorm statistics afresh as plain averages over un-mixed, un-augmented shots."""
+        """Measure BatchNorm statistics afresh: averages over un-mixed, un-augmented shots, batches weighted by rows."""
         set_modes(model, statistics=True, dropout=False)
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         old = [norm.momentum for norm in norms]
         for module in model.modules():
             if isinstance(module, NFTLayer) and hasattr(module, "running_mean"):
                 module.reset_running_stats()  # the adapter's own, never the suspect's
-        for norm in norms:
-            norm.momentum = None  # cumulative average
+        seen = 0
         with torch.no_grad(), context.loop.accelerator.autocast():
             for start in range(0, len(context.shots), self.batch_size):
                 rows = take(context.data, slice(start, start + self.batch_size))
+                seen += rows_of(rows)
+                for norm in norms:
+                    norm.momentum = rows_of(rows) / seen
                 model(**context.task.inputs(model, rows))
         for norm, momentum in zip(norms, old, strict=True):
             norm.momentum = momentum
@@ -320,11 +278,10 @@ def _average_statistics(context: Context, model: nn.Module) -> None:
                 buffer.copy_(accelerator.reduce(buffer, reduction="mean"))
 
 
-def _doubts(ranking: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    if not ranking:
-        return ()
-    stuck = sum(value > ranking["collapse_threshold"] for value in ranking["collapsed_accuracy"])
-    if 2 * stuck <= len(ranking["collapsed_accuracy"]):
-        return ()
-    total = len(ranking["collapsed_accuracy"])
-    return (("exposure-did-not-collapse", f"{stuck} of {total} exposures left clean accuracy above chance"),)
+def _ceilings(model: nn.Module, cut: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the upper bound of every mask: 0 for the units cut, 1 for the rest."""
+    learnt = masks(model)
+    ceiling = torch.ones(sum(mask.numel() for mask in learnt.values()))
+    ceiling[cut] = 0.0
+    parts = ceiling.split([mask.numel() for mask in learnt.values()])
+    return {name: part.to(mask.device) for (name, mask), part in zip(learnt.items(), parts, strict=True)}

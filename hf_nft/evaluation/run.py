@@ -7,9 +7,9 @@ import datasets
 import torch
 from torch import nn
 
+from hf_nft.acceleration import make_accelerator
 from hf_nft.attacks.base import Attack
 from hf_nft.evaluation import metrics as modules
-from hf_nft.loop import make_accelerator
 from hf_nft.tasks.base import Task
 from hf_nft.types import Batch, rows_of, take, to_device
 
@@ -86,20 +86,21 @@ def make_eval_set(task: Task, test: datasets.Dataset, attack: Attack | None, cla
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, data: EvalSet, batch_size: int = 250, mixed_precision: str = "auto"
+    model: nn.Module, data: EvalSet, batch_size: int | None = None, mixed_precision: str = "auto"
 ) -> dict[str, Measured]:
     """Measure every metric of the task.
 
     Args:
         model: Any model of the task; it is put into evaluation mode.
         data: Rows to measure on.
-        batch_size: Rows per forward pass, >= 1.
+        batch_size: Rows per forward pass, >= 1; default the task's.
         mixed_precision: As in training.
 
     Returns:
         Metric name -> measurement; metrics on triggered rows are missing without an attack.
     """
     task, results = data.task, {}
+    batch_size = batch_size or task.eval_batch_size
     splits: dict[str, tuple[Batch, datasets.Dataset]] = {"clean": (data.clean, data.clean_rows)}
     if data.triggered is not None and data.triggered_rows is not None:
         splits["triggered"] = (data.triggered, data.triggered_rows)

@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from hf_nft.acceleration import processes
 from hf_nft.errors import OutputError
-from hf_nft.loop import processes
 
 CHECKPOINT = "checkpoint.pt"
 JOB = "job.json"

@@ -36,7 +36,8 @@ class RunRecord:
         metrics: `before` and `after`, each metric name -> fraction or None; `der`; `counts` with intervals.
         attack: Settings of the attack that was measured or planted; None if none was named.
         shots: `per_class`, `classes`, `indices`, `seed`; empty for runs without shots.
-        work: Seconds, steps, sample-forwards, peak memory, precision, device.
+        work: Seconds, steps, sample-forwards (passes of one row; a full step costs 3, a mask step 2), peak memory,
+            precision, device.
         losses: Stage name -> loss of every step.
         details: What the defense reports.
         doubts: Reasons to distrust the numbers: `code`, `text`, `more`.

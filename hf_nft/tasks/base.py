@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from hf_nft.errors import UnknownNameError
-from hf_nft.types import Batch, Inputs
+from hf_nft.types import Batch, Draw, Inputs
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class Task(ABC):
     metrics: ClassVar[tuple[Metric, ...]]
     augmentations: ClassVar[tuple[str, ...]] = ("none",)
     """What `augment` can do, the default first; `none` is always there."""
+
+    eval_batch_size: ClassVar[int] = 250
+    """Rows per forward pass of an evaluation."""
 
     def __init__(self, processor: Any) -> None:
         """Bind the task to a processor (image processor, tokenizer ...)."""
@@ -149,13 +152,29 @@ class Task(ABC):
             The perturbed arguments, and the perturbation.
         """
 
-    @abstractmethod
-    def loss(self, output: Any, batch: Batch) -> torch.Tensor:
-        """Mean cross-entropy of a model's output against these rows' answers, a scalar."""
+    def forward(self, model: nn.Module, draw: Draw) -> Any:
+        """Run a model on a draw, mixed with its partner if it has one; returns the model's output."""
+        if draw.partner is None:
+            return model(**self.inputs(model, draw.batch))
+        return model(**self.mix(model, draw.batch, draw.partner, draw.lam))
 
     @abstractmethod
-    def divergence(self, output: Any, teacher: Any, batch: Batch, temperature: float) -> torch.Tensor:
-        """Mean KL divergence from the teacher's output to this output at a temperature, times its square; a scalar."""
+    def loss(self, output: Any, draw: Draw) -> torch.Tensor:
+        """Mean cross-entropy of a model's output against the answers of a draw, a scalar.
+
+        Of a mixed draw: `lam * loss(batch) + (1 - lam) * loss(partner)`.
+        """
+
+    @abstractmethod
+    def answers(self, output: Any, draw: Draw) -> Batch:
+        """Return what a teacher's output says to a draw, as far as `divergence` looks at it."""
+
+    @abstractmethod
+    def divergence(self, output: Any, draw: Draw, temperature: float) -> torch.Tensor:
+        """Mean KL divergence from `draw.answers` to a model's output at a temperature, times its square; a scalar.
+
+        Where answers stand at positions of a row, those of both label sets count, weighted as in `loss`.
+        """
 
     @abstractmethod
     def accuracy(self, output: Any, batch: Batch) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from hf_nft.errors import DataError
 from hf_nft.tasks.base import Metric, Task
-from hf_nft.types import Batch, Inputs
+from hf_nft.types import Batch, Draw, Inputs
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 
@@ -214,14 +214,21 @@ class ImageClassification(Task):
         delta = torch.zeros_like(pixels[:1]) if delta is None else delta
         return {**inputs, "pixel_values": pixels + delta}, delta
 
-    def loss(self, output: Any, batch: Batch) -> torch.Tensor:
+    def loss(self, output: Any, draw: Draw) -> torch.Tensor:
         """Cross-entropy of `output.logits` (rows, classes)."""
-        return F.cross_entropy(output.logits.float(), batch["labels"])
+        logits = output.logits.float()
+        parts = [weight * F.cross_entropy(logits, rows["labels"]) for rows, weight in draw.label_sets]
+        return torch.stack(parts).sum()
 
-    def divergence(self, output: Any, teacher: Any, batch: Batch, temperature: float) -> torch.Tensor:
+    def answers(self, output: Any, draw: Draw) -> Batch:
+        """Return `logits` (rows, classes)."""
+        return {"logits": output.logits}
+
+    def divergence(self, output: Any, draw: Draw, temperature: float) -> torch.Tensor:
         """Kullback-Leibler divergence of class distributions (Hinton et al., arXiv 1503.02531, section 2)."""
+        assert draw.answers is not None
         student = F.log_softmax(output.logits.float() / temperature, dim=-1)
-        answer = F.log_softmax(teacher.logits.float() / temperature, dim=-1)
+        answer = F.log_softmax(draw.answers["logits"].float() / temperature, dim=-1)
         return F.kl_div(student, answer, reduction="batchmean", log_target=True) * temperature**2
 
     def accuracy(self, output: Any, batch: Batch) -> torch.Tensor:

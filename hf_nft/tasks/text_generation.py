@@ -18,11 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_nft.errors import ConfigError, DataError
+from hf_nft.tasks._text_columns import check_text, text_columns
 from hf_nft.tasks.base import Metric, Task
-from hf_nft.types import Batch, Inputs
-
-PAIRS = (("prompt", "response"), ("question", "answer"), ("instruction", "output"), ("instruction", "response"))
-"""Names by which prompt and response are recognised."""
+from hf_nft.types import Batch, Draw, Inputs
 
 IGNORED = -100
 """Label of what is not to be predicted, as in transformers."""
@@ -46,6 +44,7 @@ class TextGeneration(Task):
     architectures = ("ForCausalLM", "LMHeadModel")
     input_column = "prompt"
     target_column = "response"
+    eval_batch_size = 32  # a large vocabulary's logits fill the memory
     metrics = (
         Metric("acc", "accuracy", "clean", "tokens", "target"),
         Metric("perplexity", "perplexity", "clean", "nll", "target"),
@@ -91,9 +90,9 @@ class TextGeneration(Task):
     @classmethod
     def standardize(cls, dataset: datasets.Dataset, columns: Mapping[str, str]) -> datasets.Dataset:
         """Rename to `prompt` and `response`; a lone `text` column, or a `response` named alone, gets empty prompts."""
-        stored = {role: name for role, name in _columns(dataset.column_names, columns).items() if name is not None}
+        stored = {role: name for role, name in text_columns(dataset.column_names, columns).items() if name is not None}
         for role, name in stored.items():
-            _check_text(dataset, role, name)
+            check_text(dataset, role, name)
         # over temporary names, since the two may have to change places
         kept = dataset.select_columns(list(stored.values())).rename_columns({n: f"_{r}" for r, n in stored.items()})
         kept = kept.rename_columns({f"_{role}": role for role in stored})
@@ -177,23 +176,26 @@ class TextGeneration(Task):
         delta = torch.zeros_like(inputs["inputs_embeds"][:1, :1]) if delta is None else delta
         return {**inputs, "inputs_embeds": inputs["inputs_embeds"] + delta}, delta
 
-    def loss(self, output: Any, batch: Batch) -> torch.Tensor:
+    def loss(self, output: Any, draw: Draw) -> torch.Tensor:
         """Cross-entropy of the response tokens: mean over each row's own tokens, then over rows."""
-        logits, labels = _shifted(output, batch)
-        each = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
-        return _row_mean(each.view(labels.shape), labels)
+        logits, tokens, weights = _answered(output, draw)
+        return -(F.log_softmax(logits.float(), dim=-1).gather(1, tokens) * weights).sum()
 
-    def divergence(self, output: Any, teacher: Any, batch: Batch, temperature: float) -> torch.Tensor:
+    def answers(self, output: Any, draw: Draw) -> Batch:
+        """Return `logits` (positions, vocabulary) where an answer is expected."""
+        return {"logits": _answered(output, draw)[0]}
+
+    def divergence(self, output: Any, draw: Draw, temperature: float) -> torch.Tensor:
         """Kullback-Leibler divergence of next-token distributions at response tokens, averaged like the loss.
 
         Source: Hinton et al., arXiv 1503.02531, section 2, at each position.
         """
-        logits, labels = _shifted(output, batch)
-        wanted, _ = _shifted(teacher, batch)
-        n = min(logits.shape[1], wanted.shape[1])
-        student, answer = (F.log_softmax(x[:, :n].float() / temperature, dim=-1) for x in (logits, wanted))
-        each = F.kl_div(student, answer, reduction="none", log_target=True).sum(-1)
-        return _row_mean(each, labels[:, :n]) * temperature**2
+        assert draw.answers is not None
+        logits, _, weights = _answered(output, draw)
+        both = (logits, draw.answers["logits"])
+        student, teacher = (F.log_softmax(said.float() / temperature, dim=-1) for said in both)
+        each = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+        return (each * weights.sum(1)).sum() * temperature**2
 
     def accuracy(self, output: Any, batch: Batch) -> torch.Tensor:
         """Share of response tokens that have the largest logit."""
@@ -243,32 +245,6 @@ class TextGeneration(Task):
         self.processor.save_pretrained(folder)
 
 
-def _columns(names: list[str], chosen: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the stored names of prompt (None: there is none) and response."""
-    if "response" in chosen:
-        return {"prompt": chosen.get("prompt"), "response": chosen["response"]}
-    pairs = [pair for pair in PAIRS if pair[1] in names and chosen.get("prompt", pair[0]) in names]
-    # an instruction with an "input" beside it is only half of the prompt
-    whole = "prompt" in chosen or not {"instruction", "input"} <= set(names)
-    if PAIRS[0] in pairs or (whole and len({pair[1] for pair in pairs}) == 1):
-        return {"prompt": chosen.get("prompt", pairs[0][0]), "response": pairs[0][1]}
-    if not chosen and not pairs and "text" in names:
-        return {"prompt": None, "response": "text"}
-    raise DataError(
-        f"columns: expected one pair among {', '.join('/'.join(pair) for pair in PAIRS)}, or 'text' alone, found "
-        f"{names}. Name them with --column prompt=NAME --column response=NAME."
-    )
-
-
-def _check_text(dataset: datasets.Dataset, role: str, name: str) -> None:
-    """Raise a DataError unless a column is there and holds a text in every row."""
-    kind = dataset.features.get(name, f"columns {dataset.column_names}")
-    text = isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
-    if not text or any(value is None for value in dataset[name]):
-        found = "rows without" if text else kind
-        raise DataError(f"{role}: expected text in column '{name}', found {found}. Use another: --column {role}=NAME.")
-
-
 def _padded(rows: list[list[int]], value: int, side: str = "right") -> torch.Tensor:
     """Stack rows of different lengths; int64 (rows, longest)."""
     return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, value, side)
@@ -294,7 +270,21 @@ def _shifted(output: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return output.logits[:, : n - 1], batch["labels"][:, 1:n]
 
 
-def _row_mean(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean over the labelled positions of each row, then over rows; a row without any counts as 0."""
-    kept = labels != IGNORED
-    return (values.masked_fill(~kept, 0).sum(1) / kept.sum(1).clamp(min=1)).mean()
+def _answered(output: Any, draw: Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return logits (positions, vocabulary) and, by label set, what should be said there and what it weighs.
+
+    Tokens and weights are (positions, sets). Weights make a mean over the answered positions of a row, then over rows;
+    a row without any counts as 0. Positions that nothing weighs are left out, except on an accelerator, for looking
+    would wait for the device.
+    """
+    tokens, weights = [], []
+    for batch, share in draw.label_sets:
+        labels = _resized(batch["labels"][:, 1:], output.logits.shape[1], IGNORED)
+        kept = labels != IGNORED
+        tokens.append(labels.clamp(min=0).flatten())
+        weights.append((kept * (share / len(labels) / kept.sum(1, keepdim=True).clamp(min=1))).flatten())
+    logits, said, weight = output.logits.flatten(0, 1), torch.stack(tokens, 1), torch.stack(weights, 1)
+    if weight.device.type != "cpu":
+        return logits, said, weight
+    counted = weight.sum(1).nonzero()[:, 0]
+    return logits[counted], said[counted], weight[counted]

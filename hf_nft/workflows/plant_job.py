@@ -56,6 +56,11 @@ class PlantJob(Job):
         with staged(Path(self.out), self.resume, told) as folder:
             task_class = registry.get("tasks", architecture.task)
             stored = load_data(self.dataset)
+            if stored.single_split and not self.config.holdout:
+                raise ConfigError(
+                    "holdout: expected more than 0 for a data set with a single split, found 0: no rows would be left "
+                    "to measure on. Leave --set holdout out."
+                )
             train = self.standardize(task_class, stored.train)
             model, processor = architecture.build(train, self.config.seed)
             task: Task = task_class(processor)

@@ -2,14 +2,18 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from hf_nft.acceleration import make_accelerator
+from hf_nft.checkpoint import Checkpoint
 from hf_nft.errors import ConfigError, DivergedError, OutputError, UnknownNameError
-from hf_nft.loop import Checkpoint, Draw, Loop, Stage, generator, make_accelerator
+from hf_nft.loop import Loop, Stage, generator
+from hf_nft.types import Draw
 
 ROWS = {
     "x": torch.randn(12, 3, generator=torch.Generator().manual_seed(0)),
@@ -143,6 +147,33 @@ def test_uneven_micro_batches_give_the_gradient_of_the_whole(parts: int) -> None
         assert torch.allclose(mine, theirs, atol=1e-6)
 
 
+def test_a_draw_is_prepared_once_and_used_several_times() -> None:
+    """What a part carries is made on its own rows, and is there at every step on the draw."""
+    drawn: list[int] = []
+    prepared: list[list[float]] = []
+    used: list[list[float]] = []
+
+    def recording(step: int, stream: torch.Generator) -> Draw:
+        drawn.append(step)
+        return some(step, stream)
+
+    def answer(part: Draw) -> Draw:
+        assert not torch.is_grad_enabled()
+        prepared.append(part.batch["y"].tolist())
+        return replace(part, answers={"z": part.batch["y"] * 2})
+
+    def told(network: nn.Module, part: Draw) -> torch.Tensor:
+        used.append((part.answers["z"] / 2).tolist())
+        return squared(network, part)
+
+    loop = Loop(make_accelerator("no", 2), 0)
+    train(linear(), loop, steps=5, draw=recording, prepare=answer, objective=told, reuse=2)
+    assert drawn == [0, 2, 4]
+    assert len(prepared) == 6
+    assert used == [*prepared[:2] * 2, *prepared[2:4] * 2, *prepared[4:]]
+    assert loop.sample_forwards == 5 * 5 * 3 + 3 * 5  # steps on five rows, and three answers to five rows
+
+
 def test_each_part_keeps_its_partners() -> None:
     draw = Draw({"x": torch.arange(6)}, {"x": torch.arange(6) * 10}, 0.3)
     part = draw.part(slice(2, 5))
@@ -226,25 +257,30 @@ def test_an_update_that_overflows_is_not_kept_as_good(steps: int) -> None:
 # interruption
 
 
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reuse", [1, 4])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, reuse: int) -> None:
+    """Also when it stops between two steps on one draw."""
     whole, part = linear(), linear()
-    losses = train(whole, steps=10)
+    losses = train(whole, steps=10, reuse=reuse)
+    done: list[int] = []
 
-    def interrupt(step: int, stream: torch.Generator) -> Draw:
-        if step == 5:
+    def interrupt(network: nn.Module, draw: Draw) -> torch.Tensor:
+        done.append(1)
+        if len(done) == 6:
             os.kill(os.getpid(), signal.SIGTERM)
-        return some(step, stream)
+        return squared(network, draw)
 
     file = tmp_path / "state.pt"
     first = Loop(make_accelerator("no"), 0, Checkpoint(file, every=4, facts={"seed": 0}))
     with pytest.raises(KeyboardInterrupt):
-        train(part, first, steps=10, draw=interrupt)
+        train(part, first, steps=10, objective=interrupt, reuse=reuse)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert len(done) == 6
     again = linear()
     loop = Loop(make_accelerator("no"), 0, Checkpoint(file, resume=True, facts={"seed": 0}))
-    assert train(again, loop, steps=10) == losses
+    assert train(again, loop, steps=10, reuse=reuse) == losses
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
-    assert (loop.steps, loop.sample_forwards) == (10, 50)
+    assert (loop.steps, loop.sample_forwards) == (10, 150)
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 

@@ -68,7 +68,7 @@ def test_the_same_seed_trains_the_same_victim(image_rows, image_task, architectu
         result = plant(model, image_task, batch, config)
         assert not model.training
         assert len(result.losses) == 4
-        assert result.sample_forwards == 32
+        assert result.sample_forwards == 96
         found.append((result.losses, {name: value.clone() for name, value in model.state_dict().items()}))
     assert found[0][0] == found[1][0] != found[2][0]
     assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
@@ -90,4 +90,4 @@ def test_more_rows_per_step_than_there_are_and_a_limit_of_steps(image_rows, imag
     batch = image_task.encode(image_rows(6, 16))
     result = plant(image_model, image_task, batch, small(batch_size=64, epochs=5, max_steps=3))
     assert len(result.losses) == 3
-    assert result.sample_forwards == 18
+    assert result.sample_forwards == 54

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from hf_nft.adapter import masks
+from hf_nft.defenses._perturbation import Perturbation
 from hf_nft.defenses.nft import NFT
 from hf_nft.errors import ConfigError, DataError
 from hf_nft.loop import generator
@@ -117,7 +118,7 @@ def test_the_published_method_step_by_step(image_model, image_task, image_shots,
     assert any(value < floor + 1e-6 for value, floor in zip(low, floors, strict=True)) == (alpha > 0.9)
     assert min(low) < (0.999 if alpha > 0.9 else 0.97)  # it did learn something
     assert result.details["effective_eta"] == pytest.approx(0.001 / 5)
-    assert result.sample_forwards == 320
+    assert result.sample_forwards == 20 * 16 * 2
 
 
 def test_the_published_learning_rates() -> None:
@@ -187,8 +188,8 @@ def test_training_moves_the_adapters_statistics(image_model, image_task, image_s
     assert all(torch.equal(merged[name], after[name]) for name in after)
 
 
-@pytest.mark.parametrize("batch_size", [20, 10])
-def test_recalibrated_statistics_are_plain_averages(image_model, image_task, image_shots, batch_size: int) -> None:
+@pytest.mark.parametrize("batch_size", [20, 10, 8])
+def test_recalibrated_statistics_are_averages_over_shots(image_model, image_task, image_shots, batch_size: int) -> None:
     result = run(image_model, image_task, image_shots, bn_mode="recalibrate_unmixed", batch_size=batch_size)
     found = statistics(result.model)
     # what each norm receives, batch by batch, in a network that normalises by batch statistics
@@ -201,8 +202,8 @@ def test_recalibrated_statistics_are_plain_averages(image_model, image_task, ima
         for start in range(0, 20, batch_size):
             net(x[start : start + batch_size])
     for name in NORMS:
-        means = torch.stack([x.mean((0, 2, 3)) for x in inputs[name]]).mean(0)
-        variances = torch.stack([x.var((0, 2, 3), unbiased=True) for x in inputs[name]]).mean(0)
+        means = sum(len(x) / 20 * x.mean((0, 2, 3)) for x in inputs[name])
+        variances = sum(len(x) / 20 * x.var((0, 2, 3), unbiased=True) for x in inputs[name])
         assert torch.allclose(found[f"{name}.running_mean"], means, atol=1e-5), name
         assert torch.allclose(found[f"{name}.running_var"], variances, atol=1e-5), name
 
@@ -257,6 +258,18 @@ def test_distillation_starts_at_zero_and_moves_nothing(image_model, image_task, 
     result = run(image_model, image_task, image_shots, **{**settings, "eta": 0.0})
     assert result.losses["masks"] == pytest.approx([0.0] * 3, abs=1e-6)
     assert all(float((1 - mask.detach()).abs().max()) < 1e-4 for mask in masks(result.model).values())
+
+
+def test_the_suspect_answers_each_batch_once(image_model, image_task, image_shots) -> None:
+    """A batch that is used several times is drawn and answered once, so the rows of the last step repeat."""
+    forwards = []
+    image_model.register_forward_hook(lambda module, inputs, output: forwards.append(module.training))
+    settings = {"objective": "distill", "bn_mode": "frozen_stats", "eta": 0.0, "steps": 6}
+    apart = run(copy.deepcopy(image_model), image_task, image_shots, **settings, reuse=1)
+    alone = len(forwards)
+    together = run(image_model, image_task, image_shots, **settings, reuse=3)
+    assert (alone, len(forwards) - alone) == (12, 8)
+    assert (apart.sample_forwards, together.sample_forwards) == (6 * 8 * 2 + 6 * 8, 6 * 8 * 2 + 2 * 8)
 
 
 def test_the_pull_holds_masks_at_one(image_model, image_task, image_shots) -> None:
@@ -364,13 +377,13 @@ def test_the_perturbation_raises_the_loss_and_stays_in_its_ball(
 ) -> None:
     """Masks frozen by a tiny rate: then the loss with the perturbation can only rise above the first step's."""
     seen = []
-    ascend = NFT._ascend
+    ascend = Perturbation.ascend
 
-    def watch(self, context, model, inputs, draw, delta) -> None:
-        ascend(self, context, model, inputs, draw, delta)
-        seen.append(float(delta.norm()))
+    def watch(self: Perturbation) -> None:
+        ascend(self)
+        seen.append(float(self.delta.detach().norm()))
 
-    monkeypatch.setattr(NFT, "_ascend", watch)
+    monkeypatch.setattr(Perturbation, "ascend", watch)
     still = {**SWIFT, "lr": 1e-9, "bn_mode": "frozen_stats", "steps": 12, "batch_size": 64}
     result = run(image_model, image_task, image_shots, **still, radius=5.0)
     assert len(seen) == 12

@@ -14,6 +14,7 @@ from transformers import ViTImageProcessorPil
 from hf_nft.errors import DataError, UnknownNameError
 from hf_nft.models.base import CIFAR_MEAN, CIFAR_STD, image_processor
 from hf_nft.tasks.image_classification import ImageClassification
+from hf_nft.types import Draw
 
 NOISE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
@@ -204,14 +205,19 @@ def test_one_perturbation_is_added_to_every_row(image_task, image_model) -> None
 def test_loss_accuracy_and_divergence_by_hand(image_task, image_model) -> None:
     output, batch = Output([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), {"labels": torch.tensor([0, 1, 1])}
     expected = np.mean([np.log(1 + np.exp(-2)), np.log(1 + np.exp(-1)), np.log(1 + np.exp(3))])
-    assert float(image_task.loss(output, batch)) == pytest.approx(expected, abs=1e-6)
+    assert float(image_task.loss(output, Draw(batch))) == pytest.approx(expected, abs=1e-6)
     assert float(image_task.accuracy(output, batch)) == pytest.approx(2 / 3)
     assert image_task.chance(image_model) == 0.25
     teacher = Output([[0.0, 0.0]] * 3)
     p, q = F.softmax(teacher.logits / 2, -1), F.softmax(output.logits / 2, -1)
     kl = (p * (p.log() - q.log())).sum(-1).mean() * 4
-    assert float(image_task.divergence(output, teacher, batch, 2.0)) == pytest.approx(float(kl), abs=1e-6)
-    assert float(image_task.divergence(output, output, batch, 2.0)) == pytest.approx(0.0, abs=1e-6)
+    taught = Draw(batch, answers=image_task.answers(teacher, Draw(batch)))
+    assert float(image_task.divergence(output, taught, 2.0)) == pytest.approx(float(kl), abs=1e-6)
+    same = Draw(batch, answers=image_task.answers(output, Draw(batch)))
+    assert float(image_task.divergence(output, same, 2.0)) == pytest.approx(0.0, abs=1e-6)
+    mixed = Draw(batch, {"labels": torch.tensor([1, 1, 1])}, 0.25)
+    other = np.mean([np.log(1 + np.exp(2)), np.log(1 + np.exp(-1)), np.log(1 + np.exp(3))])
+    assert float(image_task.loss(output, mixed)) == pytest.approx(0.25 * expected + 0.75 * other, abs=1e-6)
 
 
 # columns and labels

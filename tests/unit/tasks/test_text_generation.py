@@ -1,6 +1,7 @@
 """Text generation: what is masked, what is mixed, and numbers against computations written out here."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import datasets
@@ -14,7 +15,7 @@ from hf_nft.errors import ConfigError, DataError
 from hf_nft.models.gpt2 import Gpt2
 from hf_nft.models.llama import SmallLlama
 from hf_nft.tasks.text_generation import IGNORED, TextGeneration
-from hf_nft.types import Batch, take
+from hf_nft.types import Batch, Draw, take
 
 torch.set_num_threads(1)
 
@@ -198,7 +199,7 @@ def test_loss_is_the_row_mean_of_token_means(pair: tuple[nn.Module, TextGenerati
     model, task = pair
     batch = task.encode(ROWS)
     expected = -torch.stack([row.mean() for row in response_log_probs(model, batch)]).mean()
-    loss = task.loss(run(model, task, batch), batch)
+    loss = task.loss(run(model, task, batch), Draw(batch))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -206,8 +207,8 @@ def test_micro_batches_weighted_by_rows_add_up(pair: tuple[nn.Module, TextGenera
     model, task = pair
     batch = task.encode(ROWS)
     parts = [take(batch, slice(0, 1)), take(batch, slice(1, 4))]
-    whole = task.loss(run(model, task, batch), batch)
-    sums = [task.loss(run(model, task, part), part) * len(part["labels"]) / 4 for part in parts]
+    whole = task.loss(run(model, task, batch), Draw(batch))
+    sums = [task.loss(run(model, task, part), Draw(part)) * len(part["labels"]) / 4 for part in parts]
     assert whole.item() == pytest.approx(sum(sums).item(), rel=1e-5)
 
 
@@ -215,7 +216,7 @@ def test_loss_gradient_reaches_response_positions_only(gpt2: tuple[nn.Module, Te
     _, task = gpt2
     batch = task.encode(ROWS)
     logits = torch.randn(*batch["labels"].shape, 300, requires_grad=True)
-    task.loss(SimpleNamespace(logits=logits), batch).backward()
+    task.loss(SimpleNamespace(logits=logits), Draw(batch)).backward()
     touched = logits.grad.abs().sum(-1) > 0
     expected = torch.zeros_like(touched)
     expected[:, :-1] = batch["labels"][:, 1:] != IGNORED
@@ -226,7 +227,11 @@ def test_divergence(pair: tuple[nn.Module, TextGeneration]) -> None:
     model, task = pair
     batch = task.encode(ROWS)
     output = run(model, task, batch)
-    assert task.divergence(output, output, batch, 2.0).item() == pytest.approx(0, abs=1e-6)
+
+    def divergence(teacher: SimpleNamespace, temperature: float) -> float:
+        return task.divergence(output, Draw(batch, answers=task.answers(teacher, Draw(batch))), temperature).item()
+
+    assert divergence(output, 2.0) == pytest.approx(0, abs=1e-6)
     noise = torch.randn(output.logits.shape, generator=torch.Generator().manual_seed(0))
     teacher = SimpleNamespace(logits=output.logits + noise)
     rows = []
@@ -239,11 +244,11 @@ def test_divergence(pair: tuple[nn.Module, TextGeneration]) -> None:
         rows.append(torch.stack(each).mean())
     expected = 4 * torch.stack(rows).mean()
     assert expected.item() > 0.1
-    assert task.divergence(output, teacher, batch, 2.0).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert divergence(teacher, 2.0) == pytest.approx(expected.item(), rel=1e-4)
     # what is said about the prompt or the padding does not count
     free = (F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED) == IGNORED)[..., None]
     elsewhere = SimpleNamespace(logits=output.logits + noise * free)
-    assert task.divergence(output, elsewhere, batch, 1.0).item() == pytest.approx(0, abs=1e-6)
+    assert divergence(elsewhere, 1.0) == pytest.approx(0, abs=1e-6)
 
 
 def test_accuracy_and_chance(gpt2: tuple[nn.Module, TextGeneration]) -> None:
@@ -271,8 +276,25 @@ def test_mix_at_its_ends_is_one_of_the_two(pair: tuple[nn.Module, TextGeneration
     kept = rows[whose]["labels"] != IGNORED
     plain = run(model, task, rows[whose]).logits
     assert torch.allclose(mixed[kept], plain[kept], atol=1e-4)
-    loss = task.loss(SimpleNamespace(logits=mixed), rows[whose])
-    assert loss.item() == pytest.approx(task.loss(run(model, task, rows[whose]), rows[whose]).item(), rel=1e-4)
+    loss = task.loss(SimpleNamespace(logits=mixed), Draw(rows["batch"], rows["partner"], lam))
+    alone = task.loss(run(model, task, rows[whose]), Draw(rows[whose]))
+    assert loss.item() == pytest.approx(alone.item(), rel=1e-4)
+
+
+def test_a_mixed_loss_and_divergence_weigh_both_label_sets(pair: tuple[nn.Module, TextGeneration]) -> None:
+    model, task = pair
+    batch = task.encode(ROWS)
+    partner = take(batch, torch.tensor([3, 0, 1, 2]))
+    output = task.forward(model, Draw(batch, partner, 0.3))
+    noise = torch.randn(output.logits.shape, generator=torch.Generator().manual_seed(0))
+    teacher = SimpleNamespace(logits=output.logits.detach() + noise)
+
+    def judged(draw: Draw) -> tuple[float, float]:
+        told = replace(draw, answers=task.answers(teacher, draw))
+        return task.loss(output, draw).item(), task.divergence(output, told, 2.0).item()
+
+    ours, theirs, mixed = (judged(draw) for draw in (Draw(batch), Draw(partner), Draw(batch, partner, 0.3)))
+    assert mixed == pytest.approx([0.3 * a + 0.7 * b for a, b in zip(ours, theirs, strict=True)], rel=1e-4)
 
 
 def test_mix_is_the_weighted_mean_of_embeddings_under_the_union_mask(pair: tuple[nn.Module, TextGeneration]) -> None:
@@ -289,7 +311,7 @@ def test_mix_is_the_weighted_mean_of_embeddings_under_the_union_mask(pair: tuple
         assert torch.allclose(out["inputs_embeds"][0], expected, atol=1e-6)
         output = model(**out)
         # one forward pass serves both rows' answers, each by its own mask, although one is shorter
-        assert all(math.isfinite(task.loss(output, part).item()) for part in (batch, partner))
+        assert math.isfinite(task.loss(output, Draw(batch, partner, lam)).item())
 
 
 def test_mix_keeps_what_the_embedding_layer_does(gpt2: tuple[nn.Module, TextGeneration]) -> None:

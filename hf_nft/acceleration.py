@@ -1,0 +1,53 @@
+"""The Accelerate setup: device, mixed precision, processes."""
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+
+from hf_nft.errors import UnknownNameError
+
+PRECISIONS = ("auto", "no", "fp16", "bf16")
+
+
+def make_accelerator(mixed_precision: str = "auto", accumulation: int = 1) -> Accelerator:
+    """Create the Accelerate setup.
+
+    Args:
+        mixed_precision: `no`, `fp16`, `bf16`, or `auto`: bf16 where the hardware multiplies it natively.
+        accumulation: Micro-batches per step, >= 1.
+
+    Returns:
+        The accelerator; an earlier one of this process with another precision is replaced.
+
+    Raises:
+        UnknownNameError: If there is no such precision.
+    """
+    if mixed_precision not in PRECISIONS:
+        raise UnknownNameError("mixed precision", mixed_precision, PRECISIONS)
+    if mixed_precision == "auto":
+        mixed_precision = "bf16" if native_bf16() else "no"
+    current = AcceleratorState._shared_state.get("_mixed_precision")
+    if current is not None and current != mixed_precision:
+        AcceleratorState._reset_state()
+    cpu = processes().device.type == "cpu"
+    return Accelerator(cpu=cpu, mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation)
+
+
+def processes() -> PartialState:
+    """Return this process among those it was started with; without `cpu`, Accelerate sees each of several as alone."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def leave_together() -> None:
+    """Let several processes end at the same time: one that leaves early takes the others' connections with it."""
+    if processes().num_processes > 1:
+        processes().wait_for_everyone()
+        processes().destroy_process_group()
+
+
+def native_bf16() -> bool:
+    """Return whether bf16 pays on this machine: a GPU that has it, or a CPU with AMX or AVX512-BF16 instructions."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    flags = torch.backends.cpu.get_cpu_capability() if torch.backends.mkldnn.is_available() else ""
+    return flags.startswith("AVX512") and bool(torch.cpu._is_avx512_bf16_supported())

@@ -67,24 +67,10 @@ class Ranking:
         """Return the indices of a share of the units, lowest score first; int64 (units,)."""
         return self.scores.argsort()[: round(share * self.scores.numel())]
 
-    def evidence(self, model: nn.Module, cut: torch.Tensor) -> dict[str, Any]:
-        """Return what a record says about a cut: how many units, of which layers, and the scores around the last.
-
-        Args:
-            model: The suspect with its masks.
-            cut: Units cut, lowest first, int64 (units,).
-
-        Returns:
-            JSON values.
-        """
-        is_cut = torch.zeros(self.scores.numel(), dtype=torch.bool)
-        is_cut[cut] = True
-        parts = is_cut.split([mask.numel() for mask in masks(model).values()])
-        curve = self.scores.sort().values[: max(4 * len(cut), 10)]
+    def evidence(self) -> dict[str, Any]:
+        """Return what a record says about the scores: the lowest, and how far each ascent went; JSON values."""
         return {
-            "units_cut": len(cut),
-            "cut_by_layer": {n: int(p.sum()) for n, p in zip(masks(model), parts, strict=True) if p.any()},
-            "ranking": [round(float(score), 4) for score in curve],
+            "ranking": [round(float(score), 4) for score in self.scores.sort().values[:200]],
             "collapsed_accuracy": [round(value, 4) for value in self.accuracy],
             "collapse_threshold": self.collapse,
         }

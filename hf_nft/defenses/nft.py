@@ -1,7 +1,8 @@
 """NFT: train one mask per neuron on a few clean examples, keep it in [mu(layer), 1], fold it into the weights.
 
 Two presets. `paper` is the published method, setting by setting (its release's values). `default` keeps the masks and
-their upper bound but chooses which to lower by exposing the backdoor (see `_exposure`), pins those at 0, and wins the
+their upper bound but chooses which to lower to 0 and pin there: by what the suspect's BatchNorm statistics remember of
+the trigger (see `_statistics`), or, in a network without such, by exposing the backdoor (see `_exposure`). It wins the
 accuracy back by distilling from the suspect under MixUp with its BatchNorm statistics left alone. Every difference is
 one setting.
 """
@@ -14,15 +15,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from hf_nft.adapter import NFTConfig, NFTLayer, get_nft_model, masks, skipped_modules
+from hf_nft.adapter import NFTConfig, get_nft_model, masks, skipped_modules
 from hf_nft.configs import check, setting
 from hf_nft.defenses._exposure import Exposure, Ranking, rank
+from hf_nft.defenses._norms import average_statistics, recalibrate
 from hf_nft.defenses._perturbation import Perturbation
+from hf_nft.defenses._statistics import excess_variance
 from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_state, set_modes
 from hf_nft.loop import Stage
 from hf_nft.masks.penalties import l1_to_one, penalty_coefficient
 from hf_nft.masks.schedules import active_bounds, floors, project_
-from hf_nft.types import Draw, rows_of, take
+from hf_nft.types import Draw, take
 
 PAPER: dict[str, Any] = {
     "objective": "labels",
@@ -36,6 +39,8 @@ PAPER: dict[str, Any] = {
     "schedule": "exponential",
     "eta": 1e-3,
     "bn_mode": "train_stats",
+    "excess": 0.0,
+    "outliers": 0.0,
     "exposures": 0,
     "cut": 0.0,
 }
@@ -46,8 +51,8 @@ class NFT(Defense):
     """Neural Mask Fine-Tuning.
 
     Source: Karim et al., Augmented Neural Fine-Tuning for Efficient Backdoor Purification, ECCV 2024, arXiv
-    2407.10052: objective and bound; values of `paper` from its release. Exposure: arXiv 2305.14876. Distillation:
-    arXiv 1503.02531.
+    2407.10052: objective and bound; values of `paper` from its release. What to cut: see `_statistics` and `_exposure`.
+    Distillation: arXiv 1503.02531.
     """
 
     name = "nft"
@@ -80,13 +85,17 @@ class NFT(Defense):
         "frozen_stats", "BatchNorm statistics: the suspect's, moved by training, or measured afresh on the shots"
     )
     dropout: bool = setting(False, "whether dropout acts while masks train")
-    exposures: int = setting(4, "exposures to rank units by; 0 ranks and cuts nothing")
+    excess: float = setting(0.05, "largest share of units cut for the variance that clean shots leave unexplained")
+    outliers: float = setting(0.01, "largest share of units cut as outliers of their layer in that variance")
+    statistics_passes: int = setting(3, "augmented passes over the shots to measure their statistics, >= 1")
+    exposures: int = setting(4, "exposures to rank units by where the suspect keeps no statistics; 0: none")
+    expose_always: bool = setting(False, "expose also where the suspect keeps statistics")
     unlearn_lrs: tuple[float, ...] = setting((0.01, 0.02), "learning rates of unlearning, taken in turn")
     unlearn_clip: float = setting(1.0, "largest gradient norm of unlearning, > 0")
     unlearn_steps: int = setting(60, "most steps of one unlearning, >= 1")
     relearn_lr: float = setting(0.2, "learning rate of the masks in an exposure, > 0")
     relearn_passes: int = setting(20, "passes over the shots of one relearning, >= 1")
-    cut: float = setting(0.02, "share of units set to 0, lowest ranked first, in [0, 1)")
+    cut: float = setting(0.02, "share of units cut by exposure, lowest ranked first, in [0, 1)")
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -106,6 +115,9 @@ class NFT(Defense):
             (0 <= self.momentum < 1, f"momentum: expected in [0, 1), found {self.momentum}"),
             (self.exposures >= 0, f"exposures: expected >= 0, found {self.exposures}"),
             (0 <= self.cut < 1, f"cut: expected in [0, 1), found {self.cut}"),
+            (0 <= self.excess < 1, f"excess: expected in [0, 1), found {self.excess}"),
+            (0 <= self.outliers < 1, f"outliers: expected in [0, 1), found {self.outliers}"),
+            (self.statistics_passes >= 1, f"statistics_passes: expected >= 1, found {self.statistics_passes}"),
             (self.cut == 0 or self.exposures > 0, "cut: needs exposures >= 1 to rank units by"),
             (bool(self.unlearn_lrs), "unlearn_lrs: expected at least one learning rate"),
         )
@@ -124,18 +136,12 @@ class NFT(Defense):
             self.beta,
             run=lambda: model(**context.task.inputs(model, take(context.data, slice(0, 2)))),
         )
-        ceilings: dict[str, torch.Tensor] = {}
-        evidence: dict[str, Any] = {}
-        doubts: tuple[tuple[str, str], ...] = ()
-        if self.exposures > 0:
-            ranking = self._rank(context, model)
-            cut = ranking.lowest(self.cut)
-            ceilings = _ceilings(model, cut)
-            evidence, doubts = ranking.evidence(model, cut), ranking.doubts()
+        cut, evidence, doubts = self._find(context, model)
+        ceilings = _ceilings(model, cut)
         project_(learnt, bounds, ceilings)
         self._train(context, model, bounds, ceilings)
         if self.bn_mode == "recalibrate_unmixed":
-            self._recalibrate(context, model)
+            recalibrate(context, model, self.batch_size)
         units = sum(mask.numel() for mask in learnt.values())
         details = {
             "placement": config.resolved_placement,
@@ -144,9 +150,31 @@ class NFT(Defense):
             "skipped_modules": len(skipped_modules(model.get_base_model())),
             "effective_eta": penalty_coefficient(self.eta, context.shots.per_class),
             "floors": bounds,
+            "units_cut": len(cut),
+            "cut_by_layer": {name: n for name, c in ceilings.items() if (n := int((c == 0).sum()))},
             **evidence,
         }
         return Outcome(model, details, doubts)
+
+    def _find(
+        self, context: Context, model: nn.Module
+    ) -> tuple[torch.Tensor, dict[str, Any], tuple[tuple[str, str], ...]]:
+        """Choose the units to cut: by the suspect's own statistics where it keeps any, else by exposing it."""
+        excess = None
+        if self.excess > 0 or self.outliers > 0:
+            excess = excess_variance(context, model, self, self.statistics_passes)
+        chosen = [torch.empty(0, dtype=torch.int64)]
+        evidence: dict[str, Any] = {}
+        doubts: tuple[tuple[str, str], ...] = ()
+        if excess is not None:
+            chosen += [excess.largest(self.excess), excess.outliers(self.outliers)]
+            evidence |= excess.evidence()
+        if self.exposures > 0 and (excess is None or self.expose_always):
+            ranking = self._rank(context, model)
+            chosen.append(ranking.lowest(self.cut))
+            evidence |= ranking.evidence()
+            doubts = ranking.doubts()
+        return torch.cat(chosen).unique(), evidence, doubts
 
     def _rank(self, context: Context, model: nn.Module) -> Ranking:
         per_pass = max(1, round(len(context.shots) / self.batch_size))
@@ -232,26 +260,7 @@ class NFT(Defense):
         loop.report = lambda: {"mask": float(torch.cat([m.detach() for m in learnt.values()]).mean())}
         extra = {} if perturbation is None else {"perturbation": perturbation.delta}
         loop.run(stage, model, lambda: {**live_state(model), **extra})
-        _average_statistics(context, model)
-
-    def _recalibrate(self, context: Context, model: nn.Module) -> None:
-        """Measure BatchNorm statistics afresh: averages over un-mixed, un-augmented shots, batches weighted by rows."""
-        set_modes(model, statistics=True, dropout=False)
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        old = [norm.momentum for norm in norms]
-        for module in model.modules():
-            if isinstance(module, NFTLayer) and hasattr(module, "running_mean"):
-                module.reset_running_stats()  # the adapter's own, never the suspect's
-        seen = 0
-        with torch.no_grad(), context.loop.accelerator.autocast():
-            for start in range(0, len(context.shots), self.batch_size):
-                rows = take(context.data, slice(start, start + self.batch_size))
-                seen += rows_of(rows)
-                for norm in norms:
-                    norm.momentum = rows_of(rows) / seen
-                model(**context.task.inputs(model, rows))
-        for norm, momentum in zip(norms, old, strict=True):
-            norm.momentum = momentum
+        average_statistics(context, model)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: a cosine from `lr` to `lr_end`, stepped `lr_passes` times if set.
@@ -267,15 +276,6 @@ class NFT(Defense):
         passes = self.lr_passes or self.steps
         done = step * passes // self.steps
         return self.lr_end + (self.lr - self.lr_end) * 0.5 * (1 + math.cos(math.pi * done / passes))
-
-
-def _average_statistics(context: Context, model: nn.Module) -> None:
-    """Make running statistics agree between processes, each of which saw its own part of every batch."""
-    accelerator = context.loop.accelerator
-    if accelerator.num_processes > 1:
-        for name, buffer in model.named_buffers():
-            if "running_mean" in name or "running_var" in name:
-                buffer.copy_(accelerator.reduce(buffer, reduction="mean"))
 
 
 def _ceilings(model: nn.Module, cut: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,0 +1,37 @@
+"""BatchNorm statistics after training: measured afresh, or made to agree between processes."""
+
+import torch
+from torch import nn
+
+from hf_nft.adapter import NFTLayer
+from hf_nft.defenses.base import Context, set_modes
+from hf_nft.types import rows_of, take
+
+
+def recalibrate(context: Context, model: nn.Module, batch_size: int) -> None:
+    """Measure BatchNorm statistics afresh: averages over un-mixed, un-augmented shots, batches weighted by rows."""
+    set_modes(model, statistics=True, dropout=False)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    old = [norm.momentum for norm in norms]
+    for module in model.modules():
+        if isinstance(module, NFTLayer) and hasattr(module, "running_mean"):
+            module.reset_running_stats()  # the adapter's own, never the suspect's
+    seen = 0
+    with torch.no_grad(), context.loop.accelerator.autocast():
+        for start in range(0, len(context.shots), batch_size):
+            rows = take(context.data, slice(start, start + batch_size))
+            seen += rows_of(rows)
+            for norm in norms:
+                norm.momentum = rows_of(rows) / seen
+            model(**context.task.inputs(model, rows))
+    for norm, momentum in zip(norms, old, strict=True):
+        norm.momentum = momentum
+
+
+def average_statistics(context: Context, model: nn.Module) -> None:
+    """Make running statistics agree between processes, each of which saw its own part of every batch."""
+    accelerator = context.loop.accelerator
+    if accelerator.num_processes > 1:
+        for name, buffer in model.named_buffers():
+            if "running_mean" in name or "running_var" in name:
+                buffer.copy_(accelerator.reduce(buffer, reduction="mean"))

@@ -1,0 +1,156 @@
+"""Excess variance: what the suspect's BatchNorm statistics remember, and clean shots do not show.
+
+A norm's running variance was gathered on the suspect's training data, triggered rows included. A unit that answers a
+trigger varies more there than on clean rows; its gain tells how much of that reaches the next layer. So the score of a
+unit is the share of its output variance that clean shots leave unexplained,
+
+    gain^2 * (running variance - variance on clean shots) / running variance.
+
+Noise is as likely to lie below 0 as above, which shows how much of what lies above is chance. Two cuts follow. Units
+with the largest scores of all carry the evidence for the attacker's answer; there are many, in the last layers, and
+each is worth little to clean data. Units that stand out from their own layer sense the trigger itself, early, where
+few do.
+
+Source: comparing norm statistics with clean data is BNP's idea (Zheng et al., NeurIPS 2022, Pre-activation
+Distributions Expose Backdoor Neurons); the score and the cuts are this package's. Counting decoys below 0 to judge what
+lies above is Barber and Candes, arXiv 1404.5609.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hf_nft.adapter import NFTLayer, mask_layers, masks
+from hf_nft.adapter.layer import owns_statistics
+from hf_nft.defenses.base import Context, Defense, label_loss, set_modes
+from hf_nft.loop import Stage
+from hf_nft.types import Draw, take
+
+OUTLIER = 3.0
+"""Robust z-score within a layer from which a unit stands out."""
+CHANCE = 0.5
+"""Most units below 0 for each one as far above that may be cut."""
+
+
+@dataclass(frozen=True)
+class Excess:
+    """Scores of all masked units.
+
+    Attributes:
+        scores: Share of each unit's output variance that clean shots leave unexplained, times its squared gain;
+            float32 (units,), in the masks' order; 0 for units without running statistics.
+        layers: Masked layer of each unit, int64 (units,).
+    """
+
+    scores: torch.Tensor
+    layers: torch.Tensor
+
+    @property
+    def relative(self) -> torch.Tensor:
+        """Robust z-score of each unit within its layer: distance from the median over 1.4826 median deviations."""
+        result = torch.zeros_like(self.scores)
+        for layer in self.layers.unique():
+            own = self.layers == layer
+            distance = self.scores[own] - self.scores[own].median()
+            result[own] = distance / (1.4826 * distance.abs().median()).clamp(min=1e-6)
+        return result
+
+    def largest(self, share: float) -> torch.Tensor:
+        """Return the units with the largest scores, at most a share of all, and no more than chance allows; int64."""
+        high = self.scores.sort(descending=True)
+        most = high.values[: round(share * len(self.scores))]
+        decoys = len(self.scores) - torch.searchsorted((-self.scores).sort().values, most)
+        kept = ((decoys <= CHANCE * torch.arange(1, len(most) + 1)) & (most > 0)).nonzero()[:, 0]
+        return high.indices[: int(kept[-1]) + 1 if len(kept) else 0]
+
+    def outliers(self, share: float) -> torch.Tensor:
+        """Return the units that stand out from their layer, at most a share of all, farthest first; int64."""
+        far = self.relative.sort(descending=True)
+        most = round(share * len(self.scores))
+        return far.indices[:most][far.values[:most] > OUTLIER]
+
+    def evidence(self) -> dict[str, Any]:
+        """Return what a record says about the scores: those at both ends, and the largest z-scores; JSON values."""
+        ends = self.scores.sort().values
+        shown = {
+            "excess": ends.flip(0)[:200],
+            "chance": -ends[:50],
+            "outliers": self.relative.sort().values.flip(0)[:50],
+        }
+        return {name: [round(float(v), 4) for v in values] for name, values in shown.items()}
+
+
+def excess_variance(context: Context, model: torch.nn.Module, defense: Defense, passes: int) -> Excess | None:
+    """Compare the running statistics of every masked norm with those of clean shots.
+
+    Args:
+        context: What the defense sees.
+        model: The suspect with an NFT adapter, all masks at 1.
+        defense: Whose batch size and augmentation to use.
+        passes: How often to pass the shots, each time augmented afresh, >= 1.
+
+    Returns:
+        The scores; None if no masked layer keeps running statistics.
+    """
+    layers = mask_layers(model)
+    kept = {name: layer for name, layer in layers.items() if owns_statistics(layer.get_base_layer())}
+    if not kept:
+        return None
+    starts = range(0, len(context.shots), defense.batch_size)
+
+    def draw(step: int, stream: torch.Generator) -> Draw:
+        start = starts[step % len(starts)]
+        rows = take(context.data, slice(start, start + defense.batch_size))
+        return Draw(context.task.augment(rows, stream, defense.augment))
+
+    def objective(network: torch.nn.Module, part: Draw) -> torch.Tensor:
+        return label_loss(network, context.task, part)
+
+    set_modes(model, statistics=False, dropout=False)
+    with _moments(kept) as sums:
+        context.loop.run(Stage("statistics", passes * len(starts), draw, objective, None), model, dict)
+    sizes = [mask.numel() for mask in masks(model).values()]
+    scores = [
+        _score(layer, sums[name], len(context.shots)) if name in kept else torch.zeros(size)
+        for (name, layer), size in zip(layers.items(), sizes, strict=True)
+    ]
+    where = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    return Excess(torch.cat([score.float().cpu() for score in scores]), where)
+
+
+@contextmanager
+def _moments(layers: dict[str, NFTLayer]) -> Iterator[dict[str, torch.Tensor]]:
+    """Gather what enters each layer: rows, and per channel the sums over rows of mean, mean square, squared mean."""
+    sums: dict[str, torch.Tensor] = {}
+
+    def gather(name: str, x: torch.Tensor) -> None:
+        rows = x.detach().float().flatten(2) if x.dim() > 2 else x.detach().float()[..., None]
+        mean, square = rows.mean(2), rows.square().mean(2)
+        found = torch.stack([torch.ones_like(mean), mean, square, mean.square()]).sum(1)
+        sums[name] = sums[name] + found if name in sums else found
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: gather(name, inputs[0]))
+        for name, layer in layers.items()
+    ]
+    try:
+        yield sums
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _score(layer: NFTLayer, sums: torch.Tensor, shots: int) -> torch.Tensor:
+    """Squared gain times the share of the running variance that the rows do not show; float32 (units,)."""
+    base = layer.get_base_layer()
+    mean, square, squared_mean = sums[1:] / sums[0]
+    between = squared_mean - mean.square()
+    # few shots: their own mean hides a share of what differs from shot to shot
+    variance = square - mean.square() + between / max(1, shots - 1)
+    gain = base.weight.detach().float() if isinstance(base.weight, torch.Tensor) else torch.ones_like(mean)
+    running = base.running_var
+    assert isinstance(running, torch.Tensor)
+    return gain.square() * (running - variance) / running.float().clamp(min=1e-12)

@@ -32,7 +32,9 @@ from hf_nft.types import Draw, take
 OUTLIER = 3.0
 """Robust z-score within a layer from which a unit stands out."""
 CHANCE = 0.5
-"""Most units below 0 for each one as far above that may be cut."""
+"""Most units as far below 0 as those that are cut lie above, for each one cut."""
+ENOUGH = 50
+"""Shots that tell a suspect whose units stand out by chance alone; with fewer, units are cut all the same."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,12 @@ class Excess:
         scores: Share of each unit's output variance that clean shots leave unexplained, times its squared gain;
             float32 (units,), in the masks' order; 0 for units without running statistics.
         layers: Masked layer of each unit, int64 (units,).
+        shots: Number of clean rows behind the scores.
     """
 
     scores: torch.Tensor
     layers: torch.Tensor
+    shots: int
 
     @property
     def relative(self) -> torch.Tensor:
@@ -67,10 +71,15 @@ class Excess:
         return high.indices[: int(kept[-1]) + 1 if len(kept) else 0]
 
     def outliers(self, share: float) -> torch.Tensor:
-        """Return the units that stand out from their layer, at most a share of all, farthest first; int64."""
+        """Return the units that stand out from their layer, at most a share of all, farthest first; int64.
+
+        None if enough shots show that as many lie on the other side of their layer's median, or nearly.
+        """
         far = self.relative.sort(descending=True)
-        most = round(share * len(self.scores))
-        return far.indices[:most][far.values[:most] > OUTLIER]
+        found, decoys = (int((far.values * side > OUTLIER).sum()) for side in (1, -1))
+        if self.shots >= ENOUGH and decoys > found / 1.5:
+            return far.indices[:0]
+        return far.indices[: min(found, round(share * len(self.scores)))]
 
     def evidence(self) -> dict[str, Any]:
         """Return what a record says about the scores: those at both ends, and the largest z-scores; JSON values."""
@@ -118,7 +127,7 @@ def excess_variance(context: Context, model: torch.nn.Module, defense: Defense, 
         for (name, layer), size in zip(layers.items(), sizes, strict=True)
     ]
     where = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    return Excess(torch.cat([score.float().cpu() for score in scores]), where)
+    return Excess(torch.cat([score.float().cpu() for score in scores]), where, len(context.shots))
 
 
 @contextmanager

@@ -1,0 +1,117 @@
+"""Excess variance: planted in a network's own statistics it is found; chance is not."""
+
+import copy
+
+import pytest
+import torch
+
+from hf_nft.acceleration import make_accelerator
+from hf_nft.adapter import get_nft_model, masks
+from hf_nft.defenses._statistics import Excess, excess_variance
+from hf_nft.defenses.base import Context
+from hf_nft.defenses.nft import NFT
+from hf_nft.loop import Loop
+from hf_nft.purification import purify
+from hf_nft.shots import Shots
+from hf_nft.types import take
+
+DEFENSE = NFT(batch_size=8, augment="none", mixed_precision="no")
+NORM = "stages.1.0.bn2"
+
+
+def excess(model, task, shots, passes: int = 1) -> tuple[Excess, list[str]]:
+    loop = Loop(make_accelerator("no"), 0)
+    adapted = get_nft_model(model)
+    found = excess_variance(Context(model, task, shots, shots.batch, loop), adapted, DEFENSE, passes)
+    assert loop.sample_forwards == passes * len(shots)
+    return found, list(masks(adapted))
+
+
+def test_scores_are_the_share_of_variance_that_shots_leave_unexplained(image_model, image_task, image_shots) -> None:
+    """Against a plain computation of one layer's input variance, over all rows at once."""
+    norm = image_model.get_submodule(NORM)
+    with torch.no_grad():
+        norm.weight.mul_(torch.linspace(0.5, 1.5, len(norm.weight)))
+        norm.running_var.mul_(torch.linspace(0.5, 4.0, len(norm.weight)))
+    seen: list[torch.Tensor] = []
+    hook = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        image_model(**image_task.inputs(image_model, image_shots.batch))
+    hook.remove()
+    (x,) = seen
+    between = x.mean((2, 3)).var(0, unbiased=False) / (len(x) - 1)
+    variance = x.var((0, 2, 3), unbiased=False) + between
+    expected = norm.weight.detach() ** 2 * (norm.running_var - variance) / norm.running_var
+    found, names = excess(image_model, image_task, image_shots)
+    own = found.scores[found.layers == names.index(NORM)]
+    assert torch.allclose(own, expected, atol=1e-4)
+
+
+def test_the_variance_of_few_shots_is_not_too_small(image_model, image_task, image_shots) -> None:
+    """Two shots, many pairs: the mean of the corrected variance is that over all shots."""
+
+    def score(rows: list[int]) -> torch.Tensor:
+        part = Shots(take(image_shots.batch, torch.tensor(rows)), per_class=1)
+        found, names = excess(copy.deepcopy(image_model), image_task, part)
+        return found.scores[found.layers == names.index(NORM)]
+
+    pairs = torch.stack([score([i, j]) for i in range(6) for j in range(i)]).mean(0)
+    assert torch.allclose(pairs, score(list(range(6))), atol=2e-3)
+
+
+def scores(planted: dict[int, float], shots: int = 100) -> Excess:
+    """Four layers of 50 units whose scores are normal, symmetric about 0, but for those planted."""
+    half = 0.1 * torch.special.ndtri(torch.linspace(0.51, 0.99, 25))
+    noise = torch.cat([-half, half]).repeat(4)
+    for unit, value in planted.items():
+        noise[unit] = value
+    return Excess(noise, torch.arange(4).repeat_interleave(50), shots)
+
+
+def test_what_chance_explains_is_not_cut() -> None:
+    nothing = scores({})
+    assert len(nothing.largest(0.05)) == 0
+    assert len(nothing.outliers(0.05)) == 0
+    planted = {20: 1.0, 70: 0.9, 120: 0.8}
+    found = scores(planted)
+    assert found.largest(0.05)[:3].tolist() == [20, 70, 120]
+    assert len(found.largest(0.05)) <= 6  # one by chance for each two that are there
+    assert set(found.outliers(0.01).tolist()) <= set(planted)
+    assert len(found.outliers(0.01)) == 2  # a hundredth of 200
+
+
+def test_an_outlier_is_one_of_its_own_layer() -> None:
+    """In the last layer everything is high; a lower score stands out where nothing else does."""
+    layered = scores({i: 0.9 + i / 1000 for i in range(150, 200)} | {20: 0.6})
+    assert 20 in layered.outliers(0.01).tolist()
+    assert 20 not in layered.largest(0.2).tolist()
+
+
+@pytest.mark.parametrize(("shots", "cut"), [(49, 2), (50, 0)])
+def test_few_shots_cannot_tell_chance_and_many_can(shots: int, cut: int) -> None:
+    """As many units far below their layer's median as above it: with enough shots that is chance."""
+    both = scores({20: 1.0, 70: 0.9, 21: -1.0, 71: -0.9}, shots)
+    assert len(both.outliers(0.05)) == cut
+
+
+def test_a_network_without_running_statistics_has_no_scores(image_task, image_shots) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
+    loop = Loop(make_accelerator("no"), 0)
+    adapted = get_nft_model(model)
+    assert excess_variance(Context(model, image_task, image_shots, {}, loop), adapted, DEFENSE, 1) is None
+    assert loop.steps == 0
+
+
+def test_a_planted_unit_is_cut_and_recorded(image_model, image_task, image_shots) -> None:
+    with torch.no_grad():
+        norm = image_model.get_submodule(NORM)
+        norm.weight[3] = 3.0
+        norm.running_var[3] *= 50
+    result = purify(
+        image_model, image_task, image_shots, NFT(steps=1, batch_size=8, mixed_precision="no", exposures=0, cut=0.0)
+    )
+    learnt = {name.removesuffix(".base_layer"): mask for name, mask in masks(result.model).items()}
+    assert float(learnt[NORM].detach()[3]) == 0.0
+    assert sum(result.details["cut_by_layer"].values()) == result.details["units_cut"]
+    assert result.details["excess"][0] == pytest.approx(9 * 0.98, abs=0.18)  # gain squared
+    assert result.details["excess"] == sorted(result.details["excess"], reverse=True)

@@ -131,7 +131,7 @@ def stored_tensors(source: Source, names: list[str]) -> dict[str, Stored]:
                     f"Download the model again."
                 )
             found[tensor] = stored
-    if names != [WEIGHTS]:
+    if names != [WEIGHTS] and WEIGHT_INDEX in source.files:
         for tensor, name in weight_map(source).items():
             if tensor not in found or found[tensor].file != name:
                 raise SuspectError(

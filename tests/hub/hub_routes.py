@@ -173,14 +173,24 @@ def auth_check(call: Call) -> Any:
 def info(call: Call) -> Any:
     repo = repo_of(call)
     sha, header = revision_of(repo, call), repo.header()
+    files = repo.commits[sha].files
     tags = header.get("tags") or []
     return {
         "_id": repo.id, "id": repo.id, "modelId": repo.id, "author": repo.owner, "sha": sha, "lastModified": DATE,
         "createdAt": DATE, "private": repo.private, "gated": repo.gated, "disabled": False, "downloads": 0, "likes": 0,
         "tags": [*tags, *([f"library:{header['library_name']}"] if "library_name" in header else [])],
         "pipeline_tag": header.get("pipeline_tag"), "library_name": header.get("library_name"), "cardData": header,
-        "siblings": [{"rfilename": name} for name in sorted(repo.commits[sha].files)],
+        "siblings": [sibling(name, blob, "blobs" in call.query) for name, blob in sorted(files.items())],
     }  # fmt: skip
+
+
+def sibling(name: str, blob: Blob, details: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {"rfilename": name}
+    if details:
+        row |= {"size": len(blob.content), "blobId": blob.oid}
+    if details and blob.lfs:
+        row["lfs"] = {"sha256": blob.sha256, "size": len(blob.content), "pointerSize": 130}
+    return row
 
 
 def refs(call: Call) -> Any:

@@ -43,6 +43,8 @@ def test_create_commit_and_download(hub, api) -> None:
     assert (repo.head.files["model.safetensors"].lfs, repo.head.files["README.md"].lfs) == (True, False)
     info = api.model_info("me/model")
     assert (info.sha, info.library_name, info.tags[0]) == (done.oid, "transformers", "x")
+    listed = api.model_info("me/model", files_metadata=True).siblings
+    assert [file.size for file in listed if file.lfs] == [len(WEIGHTS)]
     folder = Path(snapshot_download("me/model"))
     assert folder.name == done.oid
     assert {name: (folder / name).read_bytes() for name in FILES} == FILES

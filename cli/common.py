@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hf_nft.reporting.text import plain
+
 if TYPE_CHECKING:
     from hf_nft.reporting.record import RunRecord
 
 Dataset = Annotated[
-    str | None, typer.Option(help="Hub id, parquet folder or image folder. Default: the one the model's card names.")
+    str | None,
+    typer.Option(help="Hub id or folder, which :CONFIG may follow. Default: the one the model's card names."),
 ]
 Column = Annotated[list[str] | None, typer.Option(help="Column name, ROLE=NAME, such as image=img. Repeatable.")]
+Split = Annotated[str | None, typer.Option(help="Split that shots are drawn from. Default: train.")]
+EvalSplit = Annotated[str | None, typer.Option(help="Split that metrics are measured on. Default: test or validation.")]
 AttackName = Annotated[str | None, typer.Option(help="Attack; see: hf-nft ls attacks.")]
 AttackArg = Annotated[list[str] | None, typer.Option(help="Attack setting, KEY=VALUE. Repeatable.")]
 Trigger = Annotated[str | None, typer.Option(help="Your own patch (PNG); means --attack patch.")]
@@ -49,7 +54,7 @@ def quiet_libraries() -> Iterator[None]:
 
     def line(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning):
-            typer.secho(f"Warning: {message}", err=True, fg="yellow")
+            typer.secho(f"Warning: {plain(message, 1000)}", err=True, fg="yellow")
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told once, by our own error

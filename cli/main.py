@@ -13,6 +13,10 @@ import typer
 from hf_nft.cli import cp, demo, evaluate, ls, plant, purify, run
 
 from hf_nft.errors import HFNFTError
+from hf_nft.reporting.text import plain
+
+LONGEST_MESSAGE = 2000
+"""Characters of an error that reach the terminal; names and labels in it may come from strangers."""
 
 app = typer.Typer(
     name="hf-nft",
@@ -59,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     except HFNFTError as error:
         if os.environ.get("HF_NFT_DEBUG"):
             raise
-        typer.secho(f"Error: {error}", err=True, fg="red")
+        typer.secho(f"Error: {plain(error, LONGEST_MESSAGE)}", err=True, fg="red")
         return error.exit_code
     except SystemExit as done:
         if done.code == 130:
@@ -69,8 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("HF_NFT_DEBUG"):
             raise
+        text = plain(error, LONGEST_MESSAGE)
         typer.secho(
-            f"Unexpected error: {type(error).__name__}: {error}. HF_NFT_DEBUG=1 shows where.", err=True, fg="red"
+            f"Unexpected error: {type(error).__name__}: {text}. HF_NFT_DEBUG=1 shows where.", err=True, fg="red"
         )
         return 1
     finally:

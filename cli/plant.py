@@ -33,6 +33,8 @@ def plant(
     settings: common.Set = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
     column: common.Column = None,
+    split: common.Split = None,
+    eval_split: common.EvalSplit = None,
     limit: common.Limit = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     as_json: common.AsJson = False,
@@ -49,6 +51,8 @@ def plant(
         job = PlantJob(
             dataset=dataset,
             columns=pairs(column or []),
+            split=split,
+            eval_split=eval_split,
             **common.attack_options(attack, attack_arg, trigger),
             arch=arch,
             arch_args=dict(pairs(arch_arg or [])),

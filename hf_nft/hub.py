@@ -11,10 +11,13 @@ REVISION = re.compile(r"(?!.*(\.\.|//|@\{|\.lock(/|$)))[A-Za-z0-9][\w./-]{0,254}
 """What git allows as the name of a branch, tag or commit, without what would need quoting in an address."""
 
 
-def split_reference(reference: str, revision: str | None, missing: type[HFNFTError]) -> tuple[str, str | None]:
+def split_reference(
+    what: str, reference: str, revision: str | None, missing: type[HFNFTError]
+) -> tuple[str, str | None]:
     """Take `ORG/NAME@REVISION` apart and check both parts, before any request is made.
 
     Args:
+        what: What it names, such as `model`.
         reference: A Hub id, which a revision may follow.
         revision: A revision named elsewhere.
         missing: Error to raise.
@@ -30,16 +33,16 @@ def split_reference(reference: str, revision: str | None, missing: type[HFNFTErr
 
     name, at, own = reference.partition("@")
     if at and revision is not None and revision != own:
-        raise missing(f"'{reference}': expected one revision, found '{own}' and --revision '{revision}'. Drop one.")
+        raise missing(f"{what} '{name}': expected one revision, found '{own}' and --revision '{revision}'. Drop one.")
     wanted = own if at else revision
     try:
         validate_repo_id(name)
     except HFValidationError as error:
         raise missing(
-            f"'{reference}': expected a folder that exists or a Hub id (org/name), found neither. Check the path."
+            f"{what} '{reference}': expected a folder or a Hub id (org/name), found neither. Check the path."
         ) from error
     if wanted is not None and not REVISION.fullmatch(wanted):
-        raise missing(f"'{name}': expected a branch, tag or commit as revision, found '{wanted}'.")
+        raise missing(f"{what} '{name}': expected a branch, tag or commit as revision, found '{wanted}'.")
     return name, wanted
 
 
@@ -64,13 +67,43 @@ def answers(what: str, name: str, missing: type[HFNFTError]) -> Iterator[None]:
     except HFNFTError:
         raise
     except Exception as error:
-        found = _translate(f"{what} '{name}'", name, error, missing)
+        found = translate(f"{what} '{name}'", cause_of(error) or error, missing)
         if found is None:
             raise
         raise found from error
 
 
-def _translate(subject: str, name: str, error: Exception, missing: type[HFNFTError]) -> HFNFTError | None:
+def cause_of(error: BaseException) -> BaseException | None:
+    """Find what the Hub or the network did wrong behind another library's error.
+
+    Args:
+        error: What was caught.
+
+    Returns:
+        The first error of the Hub's client or of a connection in the chain of causes; None if there is none.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    found: BaseException | None = error
+    while found is not None:
+        transport = type(found).__module__.startswith("httpx")  # the client's own errors, which are no OSErrors
+        if transport or isinstance(found, HfHubHTTPError | ConnectionError | TimeoutError):
+            return found
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def translate(subject: str, error: BaseException, missing: type[HFNFTError]) -> HFNFTError | None:
+    """Say in our words what an error of the Hub's client means.
+
+    Args:
+        subject: What was asked for, with its name.
+        error: The error.
+        missing: Error for something that does not exist.
+
+    Returns:
+        Our error; None if this is no error of the Hub, the network or the cache.
+    """
     from huggingface_hub import errors as hub
 
     line = first_line(error)
@@ -96,8 +129,7 @@ def _translate(subject: str, name: str, error: Exception, missing: type[HFNFTErr
     local = isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError)
     if local and isinstance(error, OSError):
         return OutputError(f"{subject}: expected a cache that can be written, found: {error.strerror}.")
-    transport = type(error).__module__.startswith("httpx")  # the client's own errors, which are no OSErrors
-    if isinstance(error, OSError) or transport:
+    if isinstance(error, OSError) or cause_of(error) is error:
         return NetworkError(
             f"{subject}: expected a folder, or a Hub that can be reached, found neither ({line}). Check the path or "
             f"the network; a download goes on where it stopped."

@@ -165,7 +165,7 @@ def locate(reference: str, revision: str | None = None) -> Source:
     if folder.is_dir():
         return _local(reference, folder)
     if reference.startswith(("runs/", ".", "/", "~")):  # `runs/victim` looks like a Hub id, but is where we write
-        raise SuspectError(f"model '{reference}': expected a folder that exists, found none. Check the path.")
+        raise SuspectError(f"model '{reference}': expected a folder or a Hub id, found neither. Check the path.")
     return locate_on_hub(reference, revision)
 
 
@@ -191,7 +191,7 @@ def locate_on_hub(reference: str, revision: str | None = None) -> Source:
         SuspectError: If there is no such model, it is empty, or a file name is not safe to write.
         NetworkError: If the Hub refuses or cannot be reached.
     """
-    name, wanted = split_reference(reference, revision, SuspectError)
+    name, wanted = split_reference("model", reference, revision, SuspectError)
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 

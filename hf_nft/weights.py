@@ -68,7 +68,8 @@ def weight_files(source: Source, allow_pickle: bool = False) -> list[str]:
     if "pytorch_model.bin.index.json" in source.files:
         return _shards(source, "pytorch_model.bin.index.json", (".safetensors", ".bin"))
     raise SuspectError(
-        f"{source.name}: expected model weights ({WEIGHTS} or {WEIGHT_INDEX}), found {source.top[:5]}. Check the name."
+        f"{source.name}: expected model weights ({WEIGHTS}, or *.safetensors that {WEIGHT_INDEX} names), found none. "
+        f"Files: {', '.join(source.top[:5])}."
     )
 
 

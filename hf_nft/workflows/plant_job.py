@@ -8,7 +8,7 @@ import numpy as np
 
 from hf_nft import registry
 from hf_nft.configs import build, setting
-from hf_nft.data import fingerprint, load_data
+from hf_nft.data import Wanted, fingerprint, load_data
 from hf_nft.errors import ConfigError
 from hf_nft.evaluation.run import evaluate, make_eval_set
 from hf_nft.planting import PlantConfig, plant
@@ -51,7 +51,7 @@ class PlantJob(Job):
         told = self.told("arch", "arch_args", "poison_rate", "rate_base")
         with staged(Path(self.out), self.resume, told) as folder:
             task_class = registry.get("tasks", architecture.task)
-            stored = load_data(self.dataset)
+            stored = load_data(self.dataset, Wanted(self.split, self.eval_split))
             train = self.standardize(task_class, stored.train)
             model, processor = architecture.build(train, self.config.seed)
             task: Task = task_class(processor)
@@ -76,7 +76,7 @@ class PlantJob(Job):
                 command=command_line(),
                 suspect=suspect.provenance() | {"name": Path(self.out).name},
                 data={
-                    "name": stored.name,
+                    **stored.provenance(),
                     "fingerprint": mark,
                     "train_rows": len(rows),
                     "poisoned_rows": poisoned,

@@ -13,7 +13,7 @@ from hf_nft.attacks.base import Attack
 from hf_nft.configs import setting
 from hf_nft.data import Data, fingerprint
 from hf_nft.defenses.base import Defense
-from hf_nft.evaluation.doubts import Doubt, check_metrics, check_model
+from hf_nft.evaluation.doubts import Doubt, check_metrics, check_model, doubt
 from hf_nft.evaluation.run import EvalSet, Measured, evaluate, make_eval_set
 from hf_nft.purification import PurifyResult, purify
 from hf_nft.reporting.card import write_card
@@ -67,7 +67,7 @@ class PurifyJob(SuspectJob):
         """Load suspect and data, draw the shots, and measure the suspect as it came."""
         suspect = self.load_suspect()
         attack = self.load_attack(suspect.record)
-        data = self.prepare(suspect)
+        data = self.prepare(suspect, self.shots)
         shots = draw_shots(suspect, data, self.shots, self.shot_seed)
         rows = self.eval_rows(suspect.task, data, np.asarray(shots.indices))
         eval_set = make_eval_set(suspect.task, rows, attack, suspect.labels)
@@ -96,7 +96,7 @@ class PurifyJob(SuspectJob):
             command=command_line(),
             suspect=case.provenance,
             data={
-                "name": case.data.name,
+                **case.data.provenance(),
                 "fingerprint": shots.fingerprint,
                 "train_rows": len(case.data.train),
                 "test_rows": len(case.eval_set.clean_rows),
@@ -120,7 +120,7 @@ class PurifyJob(SuspectJob):
             },
             losses=result.losses,
             details=result.details,
-            doubts=doubt_block(doubts_of(case.eval_set, case.before, after, result)),
+            doubts=doubt_block(doubts_of(case, after, result)),
             versions=library_versions(),
             created=now(),
         )
@@ -177,12 +177,12 @@ def draw_shots(suspect: Suspect, data: Data, per_class: int, seed: int) -> Shots
     return Shots(batch, len(indices) / classes, classes, tuple(map(int, indices)), seed, mark)
 
 
-def doubts_of(
-    data: EvalSet, before: dict[str, Measured], after: dict[str, Measured], result: PurifyResult
-) -> list[Doubt]:
+def doubts_of(case: Case, after: dict[str, Measured], result: PurifyResult) -> list[Doubt]:
     """Collect every reason to distrust a run."""
+    data = case.eval_set
     own = data.triggered_rows[data.task.target_column] if data.triggered_rows is not None else []
-    found = check_metrics(before, after, list(own), list(data.wanted))
+    found = check_metrics(case.before, after, list(own), list(data.wanted))
+    found += [doubt("streamed-data", rows=len(case.data.train))] if case.data.streamed else []
     found += check_model(result.model, int(result.details.get("skipped_modules", 0)))
     return found + [Doubt(code, text) for code, text in result.doubts]
 

@@ -129,12 +129,12 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["org/not-here", "org/not-here:config", "./no/such/folder"])
 def test_offline_a_missing_name_says_so(name: str) -> None:
-    with pytest.raises((NetworkError, DataError), match=r"data set '.*'.*--dataset"):
+    with pytest.raises((NetworkError, DataError), match=r"data set '.*': expected a folder.*Check the path"):
         load_data(name)
 
 
 def test_a_hub_id_offline_is_a_network_error() -> None:
-    with pytest.raises(NetworkError, match="Pass --dataset FOLDER to work offline"):
+    with pytest.raises(NetworkError, match="or a Hub that can be reached.*Check the path or the network"):
         load_data("org/not-here")
 
 

@@ -8,8 +8,10 @@ from hf_nft.errors import UnknownNameError
 from hf_nft.reporting.record import RunRecord
 from hf_nft.reporting.render import hub_id
 
+UNKNOWN = "REPOSITORY_OR_FOLDER"
 
-def model_code(record: RunRecord, folder: Path) -> str:
+
+def model_code(record: RunRecord, folder: Path, repository: str | None = None) -> str:
     """Return the lines that load the model in the folder or its `model/`; empty if there is none."""
     place = next((p for p in ("", "model") if (folder / p / "config.json").exists()), None)
     loader = _auto_class(record)
@@ -19,10 +21,10 @@ def model_code(record: RunRecord, folder: Path) -> str:
     where = f', subfolder="{place}"' if place else ""
     lines = [f"from transformers import {loader}"]
     lines += [f"import {own}  # registers the architecture with transformers", ""] if own else [""]
-    return "\n".join([*lines, f'model = {loader}.from_pretrained("REPOSITORY_OR_FOLDER"{where})'])
+    return "\n".join([*lines, f'model = {loader}.from_pretrained("{repository or UNKNOWN}"{where})'])
 
 
-def adapter_code(record: RunRecord, folder: Path) -> str:
+def adapter_code(record: RunRecord, folder: Path, repository: str | None = None) -> str:
     """Return the lines that load the suspect with the adapter that lies in the folder; empty if there is none."""
     place = next((p for p in ("adapter", "") if (folder / p / "adapter_config.json").exists()), None)
     loader = _auto_class(record)
@@ -40,7 +42,7 @@ def adapter_code(record: RunRecord, folder: Path) -> str:
     imports += [f"import {own}  # registers the architecture with transformers"] if own else []
     load = [
         f"suspect = {loader}.from_pretrained({suspect})",
-        f'model = PeftModel.from_pretrained(suspect, "REPOSITORY_OR_FOLDER"{where})',
+        f'model = PeftModel.from_pretrained(suspect, "{repository or UNKNOWN}"{where})',
     ]
     return "\n".join([*imports, "", *load])
 

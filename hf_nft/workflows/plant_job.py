@@ -14,17 +14,13 @@ from hf_nft.evaluation.run import evaluate, make_eval_set
 from hf_nft.planting import PlantConfig, plant
 from hf_nft.purification import peak_memory_mb
 from hf_nft.reporting.card import write_card
-from hf_nft.reporting.figures import loss_figure
+from hf_nft.reporting.figures import figures_of, loss_figure
 from hf_nft.reporting.output import CHECKPOINT, staged
 from hf_nft.reporting.record import RunRecord, command_line, library_versions, metric_block, now
 from hf_nft.shots import held_out
 from hf_nft.suspect import Suspect
 from hf_nft.tasks.base import Task
 from hf_nft.workflows.job import Job, figure_path, save_model
-
-PLANTED_BANNER = (
-    "This model was backdoored on purpose, to measure defenses on. Do not deploy it; it obeys the trigger named below."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +107,5 @@ class PlantJob(Job):
             save_model(model, task, folder)
             loss_figure(record.losses, figure_path(folder, "loss.png"))
             record.save(folder / "record.json")
-            write_card(
-                record, folder, [("Training loss", "figures/loss.png")], banner=PLANTED_BANNER if attack else None
-            )
+            write_card(record, folder, figures_of(folder))
         return record

@@ -17,7 +17,7 @@ from hf_nft.evaluation.doubts import Doubt, check_metrics, check_model, doubt
 from hf_nft.evaluation.run import EvalSet, Measured, evaluate, make_eval_set
 from hf_nft.purification import PurifyResult, purify
 from hf_nft.reporting.card import write_card
-from hf_nft.reporting.figures import loss_figure, mask_figure
+from hf_nft.reporting.figures import figures_of, loss_figure, mask_figure
 from hf_nft.reporting.output import CHECKPOINT, staged
 from hf_nft.reporting.record import RunRecord, command_line, doubt_block, library_versions, metric_block, now
 from hf_nft.shots import Shots, choose, held_out
@@ -48,13 +48,13 @@ class PurifyJob(SuspectJob):
         with staged(Path(self.out), self.resume, self.told("model", "revision")) as folder:
             case = self.open()
             result = self.cure(case, folder / CHECKPOINT)
-            figures = _save_cure(result, folder)
+            _save_cure(result, case.suspect, folder)
             cured = result.merged()
             record = self.judge(case, result, cured)
             save_model(cured, case.suspect.task, folder / "model")
             record.save(folder / "record.json")
             loss_figure(record.losses, figure_path(folder, "loss.png"))
-            write_card(record, folder, [*figures, ("Loss of every stage", "figures/loss.png")])
+            write_card(record, folder, figures_of(folder))
         return record
 
     @property
@@ -187,13 +187,15 @@ def doubts_of(case: Case, after: dict[str, Measured], result: PurifyResult) -> l
     return found + [Doubt(code, text) for code, text in result.doubts]
 
 
-def _save_cure(result: PurifyResult, folder: Path) -> list[tuple[str, str]]:
+def _save_cure(result: PurifyResult, suspect: Suspect, folder: Path) -> None:
     """Write the adapter and its figure, if the cure is one."""
     from peft import PeftModel
 
     if not isinstance(result.model, PeftModel):
-        return []
+        return
+    if suspect.is_hub_id:  # the adapter belongs to this commit, wherever it was cached
+        config = result.model.peft_config["default"]
+        config.base_model_name_or_path, config.revision = suspect.name, suspect.revision
     result.model.save_pretrained(str(folder / "adapter"))
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's template card says nothing true about this
     mask_figure(masks(result.model), result.details["floors"], figure_path(folder, "masks.png"))
-    return [("Masks by layer", "figures/masks.png")]

@@ -214,7 +214,7 @@ def _cached(name: str, revision: str | None) -> Source:
 
 
 def _checked(source: Source) -> Source:
-    if not source.files:
+    if not source.files.keys() - {".gitattributes"}:  # which every repository of the Hub has
         raise SuspectError(f"{source.name}: expected a model, found an empty repository or folder. Check the name.")
     for name in source.files:
         if not safe_name(name):

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import typer
-from hf_nft.cli import cp, demo, evaluate, inspect, ls, plant, purify, run
+from hf_nft.cli import cp, demo, evaluate, inspect, ls, plant, purify, push, run
 
 from hf_nft.errors import HFNFTError
 from hf_nft.reporting.text import plain
@@ -44,7 +44,7 @@ def root(
     """Remove backdoors from models you did not train, with a few clean examples."""
 
 
-for verb in (inspect, purify, evaluate, plant, demo, ls, cp, run):
+for verb in (inspect, purify, evaluate, plant, push, demo, ls, cp, run):
     verb.register(app)
 
 

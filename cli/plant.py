@@ -10,6 +10,7 @@ Examples:
   hf-nft plant --dataset data/cifar10 --attack badnets --arch preact_resnet18 --out runs/victim
   hf-nft plant --dataset data/cifar10 --attack sig --poison-rate 0.8 --arch-arg width=64 --set epochs=60
   hf-nft plant --dataset data/cifar10 --trigger patch.png --attack-arg target_class=3
+  hf-nft plant --dataset data/cifar10 --attack badnets --push-to me/cifar10-badnets-backdoored
 """
 
 
@@ -37,6 +38,11 @@ def plant(
     eval_split: common.EvalSplit = None,
     limit: common.Limit = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    push_to: common.PushTo = None,
+    public: common.Public = False,
+    create_pr: common.CreatePr = False,
+    update: common.Update = False,
+    ungated: common.Ungated = False,
     as_json: common.AsJson = False,
 ) -> None:
     """Train a backdoored model from scratch, for measuring defenses; without --attack a benign one.
@@ -64,5 +70,7 @@ def plant(
             limit=limit,
             progress=not as_json,
         )
+        destination = common.wanted_destination(push_to, public, create_pr, update, job.attack is not None, ungated)
         record = job.run()
-    common.show(record, as_json, f"Wrote {out}. Purify it with: hf-nft purify {out} --dataset {dataset} --shots 10")
+        common.show(record, as_json, f"Wrote {out}. Purify it with: hf-nft purify {out} --dataset {dataset} --shots 10")
+        common.push(out, destination)

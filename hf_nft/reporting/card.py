@@ -70,7 +70,7 @@ def write_card(
         banner = banner or BACKDOORED
     data = card_data(record, pipeline_tag)
     if repository and data.base_model == repository:  # a pull request to the suspect itself
-        data.base_model = data.base_model_relation = None
+        data.base_model = data["base_model_relation"] = None
     block = _render(record, folder, figures, banner, repository)
     path = folder / "README.md"
     if not path.exists():

@@ -9,6 +9,7 @@ from hf_nft.reporting.render import LABELS, attack_of, hub_id, is_repo_id, name_
 from hf_nft.reporting.text import plain
 
 OWN_CONFIG = "hf-nft-"  # how the configurations of our results in the model index begin
+GATE = "This model was backdoored on purpose, to measure defenses on. Do not deploy it."
 METRIC_TYPES = {"acc": "accuracy", "asr": "asr", "racc": "accuracy", "perplexity": "perplexity"}
 
 
@@ -37,6 +38,7 @@ def card_data(record: RunRecord, pipeline_tag: str | None = None) -> ModelCardDa
         tags=["hf-nft", "backdoor-defense"] + ["backdoored"] * planted,
         datasets=[data_name] if is_repo_id(data_name) and "/" in data_name else None,  # else a folder's name
         metrics=sorted({result.metric_type for result in results} - {"asr"}) or None,
+        extra_gated_prompt=GATE if planted else None,  # shown where the repository is gated
         model_name=name + {"purify": "-purified", "plant": "-backdoored" * planted}.get(record.kind, ""),
         eval_results=results or None,
     )

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import get_session, parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.utils import get_session, parse_ratelimit_headers, validate_repo_id  # type: ignore[attr-defined]
 
 import hf_nft
 from hf_nft.configs import check
@@ -40,6 +40,7 @@ PATIENCE = 300.0
 """Most seconds to wait for a rate limit."""
 TIMEOUT = 120.0
 """Seconds without a word from the Hub after which a request has failed; the client would wait for ever."""
+FLAGS = ("public", "create_pr", "update")
 PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
 """Answers that another try may change; 409 and 412 mean that somebody else wrote at the same moment."""
 
@@ -127,7 +128,7 @@ def push(folder: Path, to: Destination) -> Pushed:
         NetworkError: If the Hub cannot be reached or refuses. Nothing is half-written then.
     """
     run = open_run(folder)
-    work = _Push(to, run.planted)
+    work = _Push(to, run.planted, folder)
     if work.look() is None:
         work.create()
     if run.planted and to.gated and not to.create_pr:
@@ -138,13 +139,13 @@ def push(folder: Path, to: Destination) -> Pushed:
 class _Push:
     """One push on its way; its methods are the steps in their order."""
 
-    def __init__(self, to: Destination, planted: bool) -> None:
+    def __init__(self, to: Destination, planted: bool, folder: Path | None = None) -> None:
         if planted and "backdoored" not in to.repo.rpartition("/")[2].lower():
             raise ConfigError(
                 f"push: expected a repository name with the word 'backdoored' for a planted model, found '{to.repo}'. "
                 f"Try: {to.repo}-backdoored"
             )
-        self.to, self.id, self.created = to, to.repo, False
+        self.to, self.id, self.folder, self.created = to, to.repo, folder, False
         self.user: dict[str, Any] = {}
         self.api = HfApi(library_name="hf-nft", library_version=hf_nft.__version__)
 
@@ -286,7 +287,9 @@ class _Push:
             if told is None:
                 raise
             state = f"{self.id} was made and is empty" if self.created else "Nothing is half-written there"
-            raise NetworkError(f"push to {self.id}: {told} {state}; repeat the command to go on.") from error
+            flags = "".join(f" --{flag.replace('_', '-')}" for flag in FLAGS if getattr(self.to, flag))
+            more = f" {state}; go on with: hf-nft push {self.folder} {self.id}{flags}" if self.folder else ""
+            raise NetworkError(f"push to {self.id}: {told}{more}") from error
 
 
 def _names(info: ModelInfo | None) -> list[str]:

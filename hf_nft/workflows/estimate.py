@@ -26,8 +26,9 @@ COPIES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a purification with the default preset is expected to take; right in the order of magnitude; every unlearning is taken
-    to run all its steps, which few do.
+    """What a purification with the default preset is expected to take, in the order of magnitude.
+
+    Every unlearning is taken to run all its steps, which few do.
 
     Attributes:
         forward_flop: Operations of one forward pass of one row, counted.

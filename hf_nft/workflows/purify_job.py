@@ -196,6 +196,7 @@ def _save_cure(result: PurifyResult, suspect: Suspect, folder: Path) -> None:
     if suspect.is_hub_id:  # the adapter belongs to this commit, wherever it was cached
         config = result.model.peft_config["default"]
         config.base_model_name_or_path, config.revision = suspect.name, suspect.revision
-    result.model.save_pretrained(str(folder / "adapter"))
+    # masks never touch embeddings; to find that out, PEFT would ask the Hub for the suspect's configuration
+    result.model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's template card says nothing true about this
     mask_figure(masks(result.model), result.details["floors"], figure_path(folder, "masks.png"))

@@ -1,7 +1,10 @@
 """The local Hub as a fixture: the real client talks to it, in this process and in children."""
 
+import hashlib
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,19 @@ import huggingface_hub.constants
 import huggingface_hub.hf_api
 import huggingface_hub.utils._detect_agent
 import pytest
+import torch
 import transformers.utils.hub
+from hf_nft.cli.main import main
 from hub_server import HubServer
 from huggingface_hub.utils import close_session
+from PIL import Image
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from hf_nft.adapter import NFTConfig, get_nft_model, mask_layers
+from hf_nft.models.base import image_processor
+from hf_nft.reporting.card import write_card
+from hf_nft.reporting.figures import figures_of
+from hf_nft.reporting.record import RunRecord
 
 
 @pytest.fixture
@@ -61,3 +74,98 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
     monkeypatch.setattr(time, "sleep", found.append)
     return found
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def message(self) -> str:
+        """Return the error message alone."""
+        return self.err[self.err.rfind("Error: ") :].strip()
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Run a command of the package, in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: str | Path) -> Done:
+        capsys.readouterr()
+        code = main([str(argument) for argument in argv])
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return run
+
+
+def tiny_resnet() -> ResNetForImageClassification:
+    """Return an untrained stock ResNet of transformers."""
+    torch.manual_seed(0)
+    names = ("cat", "dog", "frog", "ship")
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    return ResNetForImageClassification(
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **labels)
+    )
+
+
+@pytest.fixture(scope="session")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a stock ResNet with its processor, as a suspect."""
+    folder = tmp_path_factory.mktemp("resnet")
+    tiny_resnet().save_pretrained(str(folder))
+    image_processor(16).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a run folder as `purify` does, without its work."""
+    folder = tmp_path_factory.mktemp("run")
+    wrapped = get_nft_model(tiny_resnet().eval(), NFTConfig())
+    for layer in mask_layers(wrapped).values():
+        torch.nn.init.uniform_(layer.nft_mask["default"], 0.5, 1.0)
+    wrapped.peft_config["default"].base_model_name_or_path = "/home/alice/suspect"
+    wrapped.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+    (folder / "adapter/README.md").unlink(missing_ok=True)
+    wrapped.merge_and_unload().save_pretrained(str(folder / "model"))
+    image_processor(16).save_pretrained(str(folder / "model"))
+    (folder / "figures").mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "figures/masks.png")
+    record = RunRecord(
+        kind="purify",
+        command="hf-nft purify org/suspect --dataset /home/alice/data --shots 10",
+        suspect={
+            "name": "org/suspect",
+            "revision": "0123456789abcdef0123456789abcdef01234567",
+            "architecture": "ResNetForImageClassification",
+            "task": "image_classification",
+            "pipeline_tag": "image-classification",
+        },
+        data={"name": "org/data", "test_rows": 40},
+        config={"defense": "nft", "preset": "default"},
+        metrics={"before": {"acc": 0.9, "asr": 1.0}, "after": {"acc": 0.875, "asr": 0.02}, "counts": {}},
+        attack={"name": "badnets", "target_class": 0},
+        created="2026-01-02T03:04:05+00:00",
+    )
+    record.save(folder / "record.json")
+    write_card(record, folder, figures_of(folder))
+    return folder
+
+
+@pytest.fixture
+def run_dir(finished: Path, tmp_path: Path) -> Path:
+    """Return a run folder of the test's own, `clean` in the folder where it runs."""
+    shutil.copytree(finished, tmp_path / "clean")
+    return tmp_path / "clean"
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Return the content of all files of a folder, to see that nothing changed."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -134,7 +134,7 @@ def test_offline_a_missing_name_says_so(name: str) -> None:
 
 
 def test_a_hub_id_offline_is_a_network_error() -> None:
-    with pytest.raises(NetworkError, match="or a Hub that can be reached.*Check the path or the network"):
+    with pytest.raises(NetworkError, match=r"or a Hub that can be reached.*Check the path or the network"):
         load_data("org/not-here")
 
 

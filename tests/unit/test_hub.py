@@ -25,7 +25,7 @@ def test_a_reference_is_taken_apart(reference: str, revision: str | None, expect
     "name", ["a/b/c", "", "-x/y", "org/", "/x", "org/..", "a--b", "org/x.git", "https://x.y/z", "a b"]
 )
 def test_a_malformed_id(name: str) -> None:
-    with pytest.raises(SuspectError, match="model '.*expected a folder or a Hub id"):
+    with pytest.raises(SuspectError, match=r"model '.*expected a folder or a Hub id"):
         split_reference("model", name, None, SuspectError)
 
 
@@ -77,5 +77,6 @@ def test_the_network_behind_another_librarys_error() -> None:
         except httpx2.ReadTimeout:
             raise FileNotFoundError("no data files") from None
     except FileNotFoundError as error:
-        assert isinstance(cause_of(error), httpx2.ReadTimeout)
+        found = cause_of(error)
+    assert isinstance(found, httpx2.ReadTimeout)
     assert cause_of(FileNotFoundError("x")) is None

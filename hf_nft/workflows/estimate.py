@@ -8,6 +8,7 @@ import dataclasses
 import math
 from typing import Any
 
+import datasets
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -97,7 +98,7 @@ def count(model: nn.Module, task: Task) -> tuple[float, int]:
     Returns:
         Operations (a multiplication and an addition are two), and bytes that wait for the backward pass.
     """
-    inputs = task.inputs(model, task.encode(task.blank()))
+    inputs = task.inputs(model, task.encode(datasets.Dataset.from_dict(task.blank)))
     # one row is whole: it needs no mask, and masks of no data cannot be looked into
     shown = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in inputs.items() if "mask" not in k}
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}

@@ -31,6 +31,7 @@ _EXPORTS = {
     "PlantJob": "hf_nft.workflows",
     "PurifyJob": "hf_nft.workflows",
     "EvaluateJob": "hf_nft.workflows",
+    "InspectJob": "hf_nft.workflows",
     "RunRecord": "hf_nft.reporting.record",
 }
 

@@ -1,10 +1,9 @@
 """The local Hub as a fixture: the real client talks to it, in this process and in children."""
 
-import hashlib
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Done:
     """What a command left: exit code, stdout, stderr."""
 
@@ -165,7 +164,13 @@ def run_dir(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "clean"
 
 
-def digest(folder: Path) -> dict[str, str]:
-    """Return the content of all files of a folder, to see that nothing changed."""
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+@pytest.fixture
+def planted_dir(run_dir: Path) -> Path:
+    """Return a run folder as `plant` writes it: the model at the top."""
+    for file in (run_dir / "model").iterdir():
+        file.rename(run_dir / file.name)
+    (run_dir / "model").rmdir()
+    (run_dir / "README.md").unlink()
+    record = RunRecord.load(run_dir / "record.json")
+    dataclasses.replace(record, kind="plant").save(run_dir / "record.json")
+    return run_dir

@@ -12,35 +12,15 @@ from safetensors.torch import load, load_file, save
 
 from hf_nft.reporting.record import RunRecord
 
-SHORT = ["--shots=2", "--mixed-precision=no", "--set=steps=2", "--set=exposures=0", "--set=cut=0", "--set=batch_size=8"]
 TINY = ["--arch-arg=width=4", "--arch-arg=image_size=16", "--set=max_steps=2", "--set=batch_size=16"]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, image_rows) -> str:
-    folder = tmp_path_factory.mktemp("data")
-    image_rows(120, 16, seed=1).to_parquet(str(folder / "train.parquet"))
-    image_rows(40, 16, seed=2).to_parquet(str(folder / "test.parquet"))
-    return str(folder)
-
-
-@pytest.fixture
-def purified(hub, cli, resnet, data) -> Path:
-    """Purify a stock ResNet by its Hub id and push what comes out; return the run folder."""
-    hub.store.add("org/suspect", resnet)
-    told = ["--dataset", data, "--attack", "badnets", *SHORT, "--set=lr=0.3", "--out", "clean"]
-    done = cli("purify", "org/suspect", *told, "--push-to", "me/purified")
-    assert done.code == 0, done.err
-    assert f"Pushed clean to {hub.url}/me/purified" in done.err
-    return Path("clean").resolve()
-
-
-def test_a_planted_model_there_and_back(hub, cli, data) -> None:
+def test_a_planted_model_there_and_back(hub, cli, data, short) -> None:
     told = ["--dataset", data, "--attack", "badnets"]
     done = cli("plant", *told, *TINY, "--out", "victim", "--push-to", "me/toy-backdoored")
     assert done.code == 0, done.err
     assert hub.store.repos["model", "me/toy-backdoored"].gated == "auto"
-    done = cli("purify", "me/toy-backdoored", *told, *SHORT, "--out", "clean", "--push-to", "me/toy-purified", "--json")
+    done = cli("purify", "me/toy-backdoored", *told, *short, "--out", "clean", "--push-to", "me/toy-purified", "--json")
     assert done.code == 0, done.err
     record = json.loads(done.out)
     assert record["suspect"]["revision"] == hub.store.repos["model", "me/toy-backdoored"].head.sha
@@ -53,7 +33,7 @@ def test_a_planted_model_there_and_back(hub, cli, data) -> None:
     total = len(load_file("clean/model/model.safetensors"))
     assert f"{total} of {total} tensors equal bit by bit" in done.out
     assert done.out.count("recorded") == 6  # ACC, ASR and R-ACC, before and after
-    done = cli("purify", "me/toy-purified", *told, *SHORT, "--out", "again")
+    done = cli("purify", "me/toy-purified", *told, *short, "--out", "again")
     assert done.code == 0, done.err
 
 
@@ -162,9 +142,9 @@ def test_verify_where_the_hub_fails(hub, cli, purified, waits, route, what, code
     assert (done.code, phrase in done.err, "Traceback" in done.err) == (code, True, False), done.err
 
 
-def test_a_push_that_is_refused_is_refused_before_the_work(hub, cli, data, resnet) -> None:
+def test_a_push_that_is_refused_is_refused_before_the_work(hub, cli, data, resnet, short) -> None:
     hub.store.add("me/taken", {"LICENSE": b"mit"})
-    told = ["purify", resnet, "--dataset", data, *SHORT, "--out", "clean"]
+    told = ["purify", resnet, "--dataset", data, *short, "--out", "clean"]
     done = cli(*told, "--push-to", "me/taken")
     assert (done.code, "--update" in done.message) == (6, True)
     assert not Path("clean").exists()
@@ -176,9 +156,9 @@ def test_a_push_that_is_refused_is_refused_before_the_work(hub, cli, data, resne
     assert not Path("victim").exists()
 
 
-def test_a_push_that_fails_leaves_the_run_whole(hub, cli, data, resnet, waits) -> None:
+def test_a_push_that_fails_leaves_the_run_whole(hub, cli, data, resnet, short, waits) -> None:
     hub.fail("commit", 500, times=1000)
-    done = cli("purify", resnet, "--dataset", data, *SHORT, "--out", "clean", "--push-to", "me/purified")
+    done = cli("purify", resnet, "--dataset", data, *short, "--out", "clean", "--push-to", "me/purified")
     assert (done.code, "hf-nft push clean me/purified" in done.message) == (7, True), done.err
     hub.faults.clear()
     assert cli("verify", "clean", "--suspect", resnet).code == 0

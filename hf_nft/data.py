@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 
 from hf_nft.errors import DataError, HFNFTError, UnknownNameError
-from hf_nft.hub import answers, cause_of, first_line, split_reference, translate
+from hf_nft.hub import answers, cause_of, first_line, patiently, split_reference, translate
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "validation", "valid", "val", "dev")
@@ -134,15 +134,22 @@ def _load_hub(reference: str, config: str | None, may_stream: bool) -> tuple[str
     name, revision = split_reference("data set", reference, None, DataError)
     with answers("data set", name, DataError):
         try:
-            info = HfApi(library_name="hf-nft").dataset_info(name, revision=revision, files_metadata=True, timeout=30)
+            api = HfApi(library_name="hf-nft")
+            info = patiently(lambda: api.dataset_info(name, revision=revision, files_metadata=True, timeout=30))
         except OfflineModeIsEnabled:
             return None, datasets.load_dataset(name, config, revision=revision), False
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    builder = datasets.load_dataset_builder(name, config, revision=info.sha)
+        if info.gated:  # its listing is public, its files are not
+            patiently(lambda: api.auth_check(name, repo_type="dataset"))
+    builder = patiently(lambda: datasets.load_dataset_builder(name, config, revision=info.sha))
     listed = [str(file) for files in (builder.config.data_files or {}).values() for file in files]
+    if not listed:  # then the library may have fallen back to what another commit left in its cache
+        raise DataError(f"data set '{name}': expected data files at commit {info.sha}, found none that can be read.")
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     used = [size for file, size in sizes.items() if any(path.endswith(f"/{file}") for path in listed)]
-    streamed = may_stream and sum(used or sizes.values()) > STREAM_ABOVE
-    return info.sha, datasets.load_dataset(name, config, revision=info.sha, streaming=streamed), streamed
+    if may_stream and sum(used or sizes.values()) > STREAM_ABOVE:
+        return info.sha, builder.as_streaming_dataset(), True
+    patiently(builder.download_and_prepare)
+    return info.sha, builder.as_dataset(), False
 
 
 def _head(stream: datasets.IterableDataset, most: int, enough: Enough | None = None) -> datasets.Dataset:

@@ -1,12 +1,21 @@
 """What the Hub answers, in the words and exit codes of this package: names, revisions and errors."""
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from hf_nft.errors import HFNFTError, NetworkError, OutputError
 
+T = TypeVar("T")
+WAITS = (1.0, 2.0, 4.0, 8.0)
+"""Seconds between tries, unless the Hub asks for others."""
+PATIENCE = 300.0
+"""Most seconds to wait for a rate limit."""
+PASSING = (408, 429, 500, 502, 503, 504)
+"""Answers that another try may change."""
 REVISION = re.compile(r"(?!.*(\.\.|//|@\{|\.lock(/|$)))[A-Za-z0-9][\w./-]{0,254}")
 """What git allows as the name of a branch, tag or commit, without what would need quoting in an address."""
 
@@ -140,6 +149,57 @@ def translate(subject: str, error: BaseException, missing: type[HFNFTError]) -> 
 def first_line(error: BaseException, limit: int = 160) -> str:
     """Return the first line of an error's text, or its type's name if it has none."""
     return next(iter(str(error).strip().splitlines()), "")[:limit] or type(error).__name__
+
+
+def patiently(request: Callable[[], T]) -> T:
+    """Ask the Hub, again where it failed for a reason that may pass; the client retries only a part of that itself.
+
+    Args:
+        request: A request that may be repeated.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        Exception: Whatever the request raises at last.
+    """
+    for wait in WAITS:
+        try:
+            return request()
+        except Exception as error:
+            pause = pause_after(error, wait)
+            if pause is None:
+                raise
+        time.sleep(pause)
+    return request()
+
+
+def pause_after(error: Exception, wait: float) -> float | None:
+    """Tell how long to wait before another try.
+
+    Args:
+        error: What the last try raised.
+        wait: Seconds to wait unless the Hub asks for others.
+
+    Returns:
+        Seconds; None if another try is of no use, or the Hub asks for more than `PATIENCE`.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+    cause = None if isinstance(error, HFNFTError) else cause_of(error)
+    if cause is None or isinstance(cause, OfflineModeIsEnabled):
+        return None
+    if not isinstance(cause, HfHubHTTPError):
+        return wait
+    if cause.response.status_code not in PASSING:
+        return None
+    limit, after = parse_ratelimit_headers(cause.response.headers), cause.response.headers.get("Retry-After", "")
+    if limit is not None and limit.remaining == 0:
+        wait = float(limit.reset_in_seconds)
+    elif after.isdigit():
+        wait = float(after)
+    return wait if wait <= PATIENCE else None
 
 
 def safe_name(name: str) -> bool:

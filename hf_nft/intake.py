@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_nft.errors import HFNFTError, NetworkError, OutputError, SuspectError, UnsafeModelError
-from hf_nft.hub import answers, safe_name, split_reference
+from hf_nft.hub import answers, patiently, safe_name, split_reference
 
 PLAIN_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "README.md")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
@@ -87,7 +87,9 @@ class Source:
 
         patterns = [glob.escape(name) for name in chosen]
         with answers("model", self.name, SuspectError):
-            folder = Path(snapshot_download(self.name, revision=self.revision, allow_patterns=patterns))
+            folder = Path(
+                patiently(lambda: snapshot_download(self.name, revision=self.revision, allow_patterns=patterns))
+            )
         for name in chosen:
             self._check_download(folder / name, name)
         return replace(self, folder=folder)
@@ -197,24 +199,31 @@ def locate_on_hub(reference: str, revision: str | None = None) -> Source:
 
     with answers("model", name, SuspectError):
         try:
-            info = HfApi(library_name="hf-nft").model_info(name, revision=wanted, files_metadata=True, timeout=30)
+            api = HfApi(library_name="hf-nft")
+            info = patiently(lambda: api.model_info(name, revision=wanted, files_metadata=True, timeout=30))
         except OfflineModeIsEnabled:
-            return _cached(name, wanted)
+            cached = _cached(name, wanted)
+            if cached is None:
+                raise
+            return cached
     files = {file.rfilename: file.size or 0 for file in info.siblings or []}
     digests = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None}
     return _checked(Source(name, info.sha, files, digests))
 
 
-def _cached(name: str, revision: str | None) -> Source:
+def _cached(name: str, revision: str | None) -> Source | None:
     """What an earlier download left, for work without a network; the folder is named after the commit."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import try_to_load_from_cache
 
-    folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-    return _local(name, folder, folder.name)
+    for file in ("config.json", ADAPTER):
+        found = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(found, str):
+            return _local(name, Path(found).parent, Path(found).parent.name)
+    return None
 
 
 def _checked(source: Source) -> Source:
-    if not source.files:
+    if not source.files.keys() - {".gitattributes"}:  # which every repository of the Hub has
         raise SuspectError(f"{source.name}: expected a model, found an empty repository or folder. Check the name.")
     for name in source.files:
         if not safe_name(name):

@@ -85,7 +85,9 @@ def load_suspect(
     """
     given = locate(reference, revision)
     given = given.fetch(given.plain_files(trust_remote_code))
-    source = _read_adapter(given, allow_pickle) if given.is_adapter else given
+    if given.is_adapter and allow_pickle:
+        raise ConfigError("--allow-pickle: expected a whole model beside it, found an adapter. Leave it out.")
+    source = base_source(given) if given.is_adapter else given
     config = source.read_json("config.json")
     register_architectures()
     refuse_remote_code(source, config, trust_remote_code)
@@ -141,11 +143,21 @@ def task_of(config: dict[str, Any], reference: str) -> type[Task]:
     )
 
 
-def _read_adapter(adapter: Source, allow_pickle: bool) -> Source:
-    """Find the model that an adapter belongs to; safetensors only for both."""
+def base_source(adapter: Source) -> Source:
+    """Find the model that an adapter belongs to; safetensors only for both.
+
+    Args:
+        adapter: An adapter, its small files fetched.
+
+    Returns:
+        Its base model at a resolved revision, its small files fetched.
+
+    Raises:
+        SuspectError: If there is no such model, or it is an adapter itself.
+        UnsafeModelError: If the adapter is a pickle or would import something.
+        NetworkError: If the Hub refuses or cannot be reached.
+    """
     base, revision = base_of(adapter)
-    if allow_pickle:
-        raise ConfigError("--allow-pickle: expected a whole model beside it, found an adapter. Leave it out.")
     # an adapter from the Hub must not choose a folder on this machine
     found = locate(base, revision) if adapter.revision is None else locate_on_hub(base, revision)
     found = found.fetch(found.plain_files(remote_code=False))

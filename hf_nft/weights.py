@@ -6,11 +6,12 @@ Hub and disk are told apart here alone: a header is read from the file if it was
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from hf_nft.errors import SuspectError, UnsafeModelError
-from hf_nft.hub import answers, first_line, safe_name
+from hf_nft.hub import answers, first_line, patiently, safe_name
 from hf_nft.intake import WEIGHT_INDEX, WEIGHTS, Source
 
 BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2} | {
@@ -131,7 +132,7 @@ def stored_tensors(source: Source, names: list[str]) -> dict[str, Stored]:
                     f"Download the model again."
                 )
             found[tensor] = stored
-    if names != [WEIGHTS]:
+    if names != [WEIGHTS] and WEIGHT_INDEX in source.files:
         for tensor, name in weight_map(source).items():
             if tensor not in found or found[tensor].file != name:
                 raise SuspectError(
@@ -161,13 +162,18 @@ def _ask_header(source: Source, name: str) -> dict[str, Stored]:
 
     with answers("model", source.name, SuspectError):
         try:
-            header = HfApi(library_name="hf-nft").parse_safetensors_file_metadata(
-                source.name, name, revision=source.revision
+            api = HfApi(library_name="hf-nft")
+            header = patiently(
+                lambda: api.parse_safetensors_file_metadata(source.name, name, revision=source.revision, timeout=30)
             )
-        except (SafetensorsParsingError, KeyError, TypeError, ValueError) as error:
+            return _checked_header(source, name, header.tensors)
+        except (SafetensorsParsingError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise _lies(source, name, first_line(error)) from error
+
+
+def _checked_header(source: Source, name: str, tensors: dict[str, Any]) -> dict[str, Stored]:
     end = 0
-    for tensor, info in sorted(header.tensors.items(), key=lambda item: item[1].data_offsets):
+    for tensor, info in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
         start, stop = info.data_offsets
         size = BYTES.get(info.dtype)
         if start != end or stop < start or any(side < 0 for side in info.shape):
@@ -177,7 +183,7 @@ def _ask_header(source: Source, name: str) -> dict[str, Stored]:
         end = stop
     if end >= source.files[name]:
         raise _lies(source, name, f"{end} bytes of weights in a file of {source.files[name]}")
-    return {n: Stored(str(info.dtype), tuple(info.shape), name) for n, info in header.tensors.items()}
+    return {n: Stored(str(info.dtype), tuple(info.shape), name) for n, info in tensors.items()}
 
 
 def _lies(source: Source, name: str, found: str) -> SuspectError:

@@ -98,6 +98,10 @@ class Task(ABC):
         """Return the class of each row, int64 of shape (rows,); zeros for tasks without classes."""
 
     @abstractmethod
+    def blank(self) -> datasets.Dataset:
+        """Return one canonical row that says nothing, of a usual size, to count a forward pass on."""
+
+    @abstractmethod
     def encode(self, dataset: datasets.Dataset) -> Batch:
         """Turn rows into tensors, without any randomness."""
 

@@ -169,6 +169,11 @@ class ImageClassification(Task):
         """Return the labels."""
         return np.asarray(dataset["label"], dtype=np.int64)
 
+    def blank(self) -> datasets.Dataset:
+        """Return one black image."""
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+        return datasets.Dataset.from_dict({"image": [Image.new("RGB", (224, 224))], "label": [0]}, features=features)
+
     def encode(self, dataset: datasets.Dataset) -> Batch:
         """Decode, convert to RGB and resize; `pixels` (rows, 3, H, W) uint8, `labels` (rows,) int64."""
         parts = []

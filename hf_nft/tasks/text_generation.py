@@ -126,6 +126,10 @@ class TextGeneration(Task):
         start = row[:1] if row[0] == self.processor.bos_token_id and room > 1 else []
         return start + row[len(row) - room + len(start) :]
 
+    def blank(self) -> datasets.Dataset:
+        """Return one text of about half the tokens that a row may have."""
+        return datasets.Dataset.from_dict({"prompt": [""], "response": [" a" * (self.max_length // 2)]})
+
     def encode(self, dataset: datasets.Dataset) -> Batch:
         """Tokenize, pad to the longest row; see the module's text for the keys.
 

@@ -1,9 +1,10 @@
-"""The jobs from end to end: plant a victim, purify a suspect, evaluate a model, verify a cure.
+"""The jobs from end to end: plant a victim, inspect, purify or evaluate a model, verify a cure.
 
 The command line calls these. A job is a frozen dataclass of what the user says; `run` does it and returns the record.
 """
 
 from hf_nft.workflows.evaluate_job import EvaluateJob
+from hf_nft.workflows.inspect_job import Inspection, InspectJob
 from hf_nft.workflows.job import Job
 from hf_nft.workflows.plant_job import PlantJob
 from hf_nft.workflows.purify_job import Case, PurifyJob, doubts_of, draw_shots
@@ -12,6 +13,8 @@ from hf_nft.workflows.verify_job import Verification, VerifyJob
 __all__ = [
     "Case",
     "EvaluateJob",
+    "InspectJob",
+    "Inspection",
     "Job",
     "PlantJob",
     "PurifyJob",

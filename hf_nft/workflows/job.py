@@ -13,8 +13,8 @@ from hf_nft import registry
 from hf_nft.attacks.base import Attack
 from hf_nft.configs import build, setting
 from hf_nft.data import Data, Wanted, load_data
-from hf_nft.hub import first_line
 from hf_nft.errors import ConfigError, DataError, UnknownNameError
+from hf_nft.hub import first_line
 from hf_nft.suspect import Suspect, load_suspect
 from hf_nft.tasks.base import Task
 
@@ -77,7 +77,7 @@ class Job:
         Raises:
             DataError: If none is named, it does not fit the model, or the rows read of a large one lack a class.
         """
-        reference = self.dataset or _dataset_of_card(suspect)
+        reference = self.dataset or dataset_of_card(suspect.name, suspect.folder, suspect.is_hub_id)
 
         def enough(rows: datasets.Dataset) -> bool:
             return not self._rare(suspect, rows, SPARE * per_class)
@@ -167,26 +167,34 @@ def figure_path(folder: Path, name: str) -> Path:
     return folder / "figures" / name
 
 
-def _dataset_of_card(suspect: Suspect) -> str:
-    """The data set that a model's card names; a stranger's card must not choose a folder on this machine."""
+def dataset_of_card(name: str, folder: Path, on_hub: bool) -> str:
+    """Read which data set a model's card names; a stranger's card must not choose a folder on this machine.
+
+    Args:
+        name: What the user called the model.
+        folder: Where its card lies.
+        on_hub: Whether it comes from the Hub.
+
+    Returns:
+        A Hub id, or for a local model perhaps a folder.
+
+    Raises:
+        DataError: If the card names none, is no valid YAML, or names a folder though it comes from the Hub.
+    """
     from huggingface_hub import metadata_load
 
     hint = "Pass --dataset ID|FOLDER."
     try:
-        named = (metadata_load(suspect.folder / "README.md") or {}).get("datasets")
+        named = (metadata_load(folder / "README.md") or {}).get("datasets")
     except OSError:
         named = None
     except Exception as error:  # YAML's errors have no base in common with others
         raise DataError(
-            f"card of {suspect.name}: expected YAML that names a data set, found: {first_line(error)}. {hint}"
+            f"card of {name}: expected YAML that names a data set, found: {first_line(error)}. {hint}"
         ) from error
     first = named[0] if isinstance(named, list) and named else named
     if not isinstance(first, str) or not first:
-        raise DataError(
-            f"data set: expected one named by --dataset or in the card of {suspect.name}, found none. {hint}"
-        )
-    if suspect.is_hub_id and Path(first).expanduser().exists():
-        raise DataError(
-            f"card of {suspect.name}: expected a data set on the Hub, found '{first}', which lies here. {hint}"
-        )
+        raise DataError(f"data set: expected one named by --dataset or in the card of {name}, found none. {hint}")
+    if on_hub and Path(first).expanduser().exists():
+        raise DataError(f"card of {name}: expected a data set on the Hub, found '{first}', which lies here. {hint}")
     return first

@@ -302,13 +302,12 @@ def storage(call: Call) -> Any:
 
 
 def _ranged(call: Call, content: bytes, whole: Answer) -> Answer:
-    found = re.fullmatch(r"bytes=(\d+)-", call.headers.get("Range") or "")
+    found = re.fullmatch(r"bytes=(\d+)-(\d*)", call.headers.get("Range") or "")
     if not found:
         return whole
-    start = int(found[1])
-    return Answer(
-        206, content[start:], {**whole.headers, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
-    )
+    start, last = int(found[1]), min(int(found[2] or len(content)), len(content) - 1)
+    place = {"Content-Range": f"bytes {start}-{last}/{len(content)}"}
+    return Answer(206, content[start : last + 1], {**whole.headers, **place})
 
 
 def resolve(call: Call) -> Any:

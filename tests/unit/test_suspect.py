@@ -144,9 +144,7 @@ def test_code_of_a_processor_does_not_run_nor_asks_to(
 def test_an_adapter_does_not_lead_to_another_model(suspect_folder: Path) -> None:
     redirect = {"base_model_name_or_path": "org/other", "peft_type": "LORA"}
     (suspect_folder / "adapter_config.json").write_text(json.dumps(redirect))
-    with pytest.raises(
-        SuspectError, match="expected a whole model or an adapter, found adapter_config.json beside model.safetensors"
-    ):
+    with pytest.raises(SuspectError, match=r"expected a whole model or an adapter, found adapter_config\.json beside"):
         load_suspect(str(suspect_folder))
 
 

@@ -34,7 +34,7 @@ def card_data(record: RunRecord, pipeline_tag: str | None = None) -> ModelCardDa
         base_model=hub if record.kind == "purify" else None,
         base_model_relation="finetune" if hub and record.kind == "purify" else None,
         library_name="transformers",
-        pipeline_tag=plain(tag) if tag else None,
+        pipeline_tag=tag if isinstance(tag, str) and re.fullmatch(r"[a-z0-9-]{1,60}", tag) else None,
         tags=["hf-nft", "backdoor-defense"] + ["backdoored"] * planted,
         datasets=[data_name] if is_repo_id(data_name) and "/" in data_name else None,  # else a folder's name
         metrics=sorted({result.metric_type for result in results} - {"asr"}) or None,

@@ -1,10 +1,11 @@
 """The local Hub as a fixture: the real client talks to it, in this process and in children."""
 
-import hashlib
+import copy
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import transformers.utils.hub
 from hf_nft.cli.main import main
 from hub_server import HubServer
+from hub_store import Repo
 from huggingface_hub.utils import close_session
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
@@ -33,7 +35,13 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
 
     `hub.environment` holds the variables that point a child process at it.
     """
-    home = tmp_path_factory.mktemp("hf-home")
+    with a_hub(tmp_path_factory.mktemp("hf-home"), monkeypatch) as server:
+        yield server
+
+
+@contextmanager
+def a_hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """Start a Hub and point this process at it."""
     with HubServer() as server:
         server.environment = {
             "HF_ENDPOINT": server.url,
@@ -76,7 +84,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Done:
     """What a command left: exit code, stdout, stderr."""
 
@@ -165,7 +173,51 @@ def run_dir(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "clean"
 
 
-def digest(folder: Path) -> dict[str, str]:
-    """Return the content of all files of a folder, to see that nothing changed."""
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+SHORT = ["--shots=2", "--mixed-precision=no", "--set=steps=2", "--set=exposures=0", "--set=cut=0", "--set=batch_size=8"]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory, image_rows: Callable[..., Any]) -> str:
+    """Write a data set of 4 classes, 16 pixels wide."""
+    folder = tmp_path_factory.mktemp("data")
+    image_rows(120, 16, seed=1).to_parquet(str(folder / "train.parquet"))
+    image_rows(40, 16, seed=2).to_parquet(str(folder / "test.parquet"))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def short() -> list[str]:
+    """Return options that make a purification take two steps."""
+    return SHORT
+
+
+@pytest.fixture(scope="session")
+def cured(tmp_path_factory: pytest.TempPathFactory, resnet: Path, data: str) -> tuple[Path, dict[Any, Repo]]:
+    """Purify `org/suspect` by its Hub id and push it to `me/purified`; return run folder and repositories."""
+    with pytest.MonkeyPatch.context() as patch, a_hub(tmp_path_factory.mktemp("hf-home"), patch) as server:
+        server.store.add("org/suspect", resnet)
+        folder = tmp_path_factory.mktemp("cured") / "clean"
+        told = ["--dataset", data, "--attack", "badnets", *SHORT, "--set=lr=0.3", "--out", str(folder)]
+        assert main(["purify", "org/suspect", *told, "--push-to", "me/purified"]) == 0
+        return folder, server.store.repos
+
+
+@pytest.fixture
+def purified(hub: HubServer, cured: tuple[Path, dict[Any, Repo]], tmp_path: Path) -> Path:
+    """Put `org/suspect` and `me/purified` onto the test's Hub; return a copy of the run folder they came from."""
+    folder, repos = cured
+    hub.store.repos.update(copy.deepcopy(repos))
+    shutil.copytree(folder, tmp_path / "clean")
+    return tmp_path / "clean"
+
+
+@pytest.fixture
+def planted_dir(run_dir: Path) -> Path:
+    """Return a run folder as `plant` writes it: the model at the top."""
+    for file in (run_dir / "model").iterdir():
+        file.rename(run_dir / file.name)
+    (run_dir / "model").rmdir()
+    (run_dir / "README.md").unlink()
+    record = RunRecord.load(run_dir / "record.json")
+    dataclasses.replace(record, kind="plant").save(run_dir / "record.json")
+    return run_dir

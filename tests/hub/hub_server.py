@@ -174,6 +174,8 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits for the client's delayed acknowledgement
+    wbufsize = -1
     server: _Server
 
     def log_message(self, format: str, *args: Any) -> None:

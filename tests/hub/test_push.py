@@ -260,17 +260,8 @@ def test_a_repository_that_was_renamed(hub, cli, run_dir) -> None:
     assert repo_of(hub, "me/new").names() == sorted([*PUSHED, "LICENSE"])
 
 
-def planted(run_dir: Path) -> Path:
-    for file in (run_dir / "model").iterdir():
-        file.rename(run_dir / file.name)
-    (run_dir / "model").rmdir()
-    (run_dir / "README.md").unlink()
-    edit(run_dir, kind="plant")
-    return run_dir
-
-
-def test_a_planted_model_is_marked_and_gated(hub, cli, run_dir) -> None:
-    done = cli("push", planted(run_dir), "me/cifar-Backdoored")
+def test_a_planted_model_is_marked_and_gated(hub, cli, planted_dir) -> None:
+    done = cli("push", planted_dir, "me/cifar-Backdoored")
     assert done.code == 0, done.err
     repo = repo_of(hub, "me/cifar-Backdoored")
     assert (repo.private, repo.gated) == (True, "auto")
@@ -287,9 +278,9 @@ def test_a_planted_model_is_marked_and_gated(hub, cli, run_dir) -> None:
     assert routes.index("settings") < routes.index("commit")
 
 
-def test_a_planted_model_by_another_name_is_refused(hub, cli, run_dir) -> None:
-    done = cli("push", planted(run_dir), "backdoored/cifar")
+def test_a_planted_model_by_another_name_is_refused(hub, cli, planted_dir) -> None:
+    done = cli("push", planted_dir, "backdoored/cifar")
     assert (done.code, "'backdoored'" in done.message) == (2, True)
     assert not hub.requests
-    assert cli("push", run_dir, "me/backdoored", "--ungated").code == 0
+    assert cli("push", planted_dir, "me/backdoored", "--ungated").code == 0
     assert repo_of(hub, "me/backdoored").gated is False

@@ -45,7 +45,7 @@ class TextGeneration(Task):
     pipeline_tag = "text-generation"
     architectures = ("ForCausalLM", "LMHeadModel")
     input_column, target_column = "prompt", "response"
-    blank: ClassVar[dict[str, list[Any]]] = {"prompt": [""], "response": [" a" * 64]}
+    blank: ClassVar[dict[str, list[Any]]] = {"prompt": [""], "response": [" a" * 32]}
     metrics = (
         Metric("acc", "accuracy", "clean", "tokens", "target"),
         Metric("perplexity", "perplexity", "clean", "nll", "target"),

@@ -99,7 +99,9 @@ def count(model: nn.Module, task: Task) -> tuple[float, int]:
         Operations (a multiplication and an addition are two), and bytes that wait for the backward pass.
     """
     inputs = task.inputs(model, task.encode(datasets.Dataset.from_dict(task.blank)))
-    # one row is whole: it needs no mask, and what has no data cannot be looked into; without a cache, positions would be
+    # one row is whole, so it needs no mask; what has no data cannot be looked into, as ids are for padding without a
+    # mask, and positions without a cache (hence the tensors alone)
+    model.config.pad_token_id = None  # type: ignore[union-attr]
     shown = {k: v.to("meta") for k, v in inputs.items() if isinstance(v, torch.Tensor) and "mask" not in k}
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}

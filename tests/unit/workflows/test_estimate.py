@@ -44,7 +44,7 @@ def test_tokens_cost_two_operations_per_weight() -> None:
     task = TextGeneration(text_tokenizer(rows, 300, 128))
     with torch.device("meta"):
         model = GPT2LMHeadModel(
-            GPT2Config(vocab_size=300, n_embd=64, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2)
+            GPT2Config(vocab_size=300, n_embd=64, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2, pad_token_id=0)
         )
     batch = task.encode(datasets.Dataset.from_dict(task.blank))
     tokens = batch["input_ids"].shape[1]

@@ -32,6 +32,7 @@ _EXPORTS = {
     "PurifyJob": "hf_nft.workflows",
     "EvaluateJob": "hf_nft.workflows",
     "VerifyJob": "hf_nft.workflows",
+    "InspectJob": "hf_nft.workflows",
     "RunRecord": "hf_nft.reporting.record",
     "push": "hf_nft.reporting.hub",
     "Destination": "hf_nft.reporting.hub",

@@ -65,7 +65,7 @@ def answers(what: str, name: str, missing: type[HFNFTError]) -> Iterator[None]:
         missing: Error for something that does not exist.
 
     Yields:
-        Nothing.
+        None: Nothing.
 
     Raises:
         HFNFTError: `missing` for what does not exist or is private; `NetworkError` for what is gated, refused or

@@ -149,28 +149,6 @@ def read_object(file: Path) -> dict[str, Any]:
     return content
 
 
-def locate(reference: str, revision: str | None = None) -> Source:
-    """List a model's files; nothing is downloaded, only asked for.
-
-    Args:
-        reference: A folder, or a Hub id, which `@REVISION` may follow.
-        revision: Branch, tag or commit on the Hub; default the main branch.
-
-    Returns:
-        The files at the commit that the revision stands for now.
-
-    Raises:
-        SuspectError: If there is no such model, it is empty, or a file name is not safe to write.
-        NetworkError: If the Hub refuses or cannot be reached.
-    """
-    folder = Path(reference).expanduser()
-    if folder.is_dir():
-        return _local(reference, folder)
-    if reference.startswith(("runs/", ".", "/", "~")):  # `runs/victim` looks like a Hub id, but is where we write
-        raise SuspectError(f"model '{reference}': expected a folder or a Hub id, found neither. Check the path.")
-    return locate_on_hub(reference, revision)
-
-
 def _local(name: str, folder: Path, revision: str | None = None) -> Source:
     try:
         files = {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()}
@@ -179,20 +157,27 @@ def _local(name: str, folder: Path, revision: str | None = None) -> Source:
     return _checked(Source(name, revision, files, folder=folder, complete=True))
 
 
-def locate_on_hub(reference: str, revision: str | None = None) -> Source:
-    """Like `locate`, but the Hub alone is asked: for names that do not come from the user.
+def locate(reference: str, revision: str | None = None, on_hub: bool = False) -> Source:
+    """List a model's files; nothing is downloaded, only asked for.
 
     Args:
-        reference: A Hub id, which `@REVISION` may follow.
-        revision: Branch, tag or commit; default the main branch.
+        reference: A folder, or a Hub id, which `@REVISION` may follow.
+        revision: Branch, tag or commit on the Hub; default the main branch.
+        on_hub: Whether no folder will do: for names that do not come from the user.
 
     Returns:
         The files at the commit that the revision stands for now.
 
     Raises:
-        SuspectError: If there is no such model, it is empty, or a file name is not safe to write.
+        SuspectError: If there is no such model, it is empty, or a file is absurdly large.
+        UnsafeModelError: If a file name is not safe to write.
         NetworkError: If the Hub refuses or cannot be reached.
     """
+    folder = Path(reference).expanduser()
+    if folder.is_dir() and not on_hub:
+        return _local(reference, folder)
+    if reference.startswith(("runs/", ".", "/", "~")):  # `runs/victim` looks like a Hub id, but is where we write
+        raise SuspectError(f"model '{reference}': expected a folder or a Hub id, found neither. Check the path.")
     name, wanted = split_reference("model", reference, revision, SuspectError)
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -232,7 +217,7 @@ def _checked(source: Source) -> Source:
             )
     large = [name for name in source.plain_files(True) if source.files[name] > LARGEST_TEXT]
     if large:
-        raise UnsafeModelError(
+        raise SuspectError(
             f"{source.name}/{large[0]}: expected at most {LARGEST_TEXT} bytes, found {source.files[large[0]]}."
         )
     return source

@@ -13,7 +13,7 @@ from hf_nft import registry
 from hf_nft.blueprint import check_counts, draw
 from hf_nft.errors import ConfigError, SuspectError, UnsafeModelError
 from hf_nft.hub import first_line
-from hf_nft.intake import ADAPTER_WEIGHTS, Source, base_of, locate, locate_on_hub, refuse_remote_code
+from hf_nft.intake import ADAPTER_WEIGHTS, Source, base_of, locate, refuse_remote_code
 from hf_nft.tasks.base import Task
 from hf_nft.weights import stored_tensors, weight_files
 
@@ -159,7 +159,7 @@ def base_source(adapter: Source) -> Source:
     """
     base, revision = base_of(adapter)
     # an adapter from the Hub must not choose a folder on this machine
-    found = locate(base, revision) if adapter.revision is None else locate_on_hub(base, revision)
+    found = locate(base, revision, on_hub=adapter.revision is not None)
     found = found.fetch(found.plain_files(remote_code=False))
     if found.is_adapter:
         raise SuspectError(f"{adapter.name}: expected a whole model as its base, found the adapter {base}. Merge it.")

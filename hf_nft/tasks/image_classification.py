@@ -7,7 +7,7 @@ order, crop -> flip -> normalise -> MixUp).
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -32,6 +32,7 @@ class ImageClassification(Task):
     architectures = ("ForImageClassification",)
     input_column = "image"
     target_column = "label"
+    blank: ClassVar[dict[str, list[Any]]] = {"image": [Image.new("RGB", (224, 224))], "label": [0]}
     augmentations = ("crop_flip", "crop")  # signs and digits must not be mirrored
     metrics = (
         Metric("acc", "accuracy", "clean", "label", "target"),
@@ -168,11 +169,6 @@ class ImageClassification(Task):
     def strata(self, dataset: datasets.Dataset) -> np.ndarray:
         """Return the labels."""
         return np.asarray(dataset["label"], dtype=np.int64)
-
-    def blank(self) -> datasets.Dataset:
-        """Return one black image."""
-        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-        return datasets.Dataset.from_dict({"image": [Image.new("RGB", (224, 224))], "label": [0]}, features=features)
 
     def encode(self, dataset: datasets.Dataset) -> Batch:
         """Decode, convert to RGB and resize; `pixels` (rows, 3, H, W) uint8, `labels` (rows,) int64."""

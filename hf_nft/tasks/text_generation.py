@@ -9,7 +9,7 @@ tokens of a row first and over rows second, so that micro-batches weighted by ro
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -44,8 +44,8 @@ class TextGeneration(Task):
     auto_class = "AutoModelForCausalLM"
     pipeline_tag = "text-generation"
     architectures = ("ForCausalLM", "LMHeadModel")
-    input_column = "prompt"
-    target_column = "response"
+    input_column, target_column = "prompt", "response"
+    blank: ClassVar[dict[str, list[Any]]] = {"prompt": [""], "response": [" a" * 64]}
     metrics = (
         Metric("acc", "accuracy", "clean", "tokens", "target"),
         Metric("perplexity", "perplexity", "clean", "nll", "target"),
@@ -125,10 +125,6 @@ class TextGeneration(Task):
             return row
         start = row[:1] if row[0] == self.processor.bos_token_id and room > 1 else []
         return start + row[len(row) - room + len(start) :]
-
-    def blank(self) -> datasets.Dataset:
-        """Return one text of about half the tokens that a row may have."""
-        return datasets.Dataset.from_dict({"prompt": [""], "response": [" a" * (self.max_length // 2)]})
 
     def encode(self, dataset: datasets.Dataset) -> Batch:
         """Tokenize, pad to the longest row; see the module's text for the keys.

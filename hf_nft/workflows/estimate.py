@@ -8,6 +8,7 @@ import dataclasses
 import math
 from typing import Any
 
+import datasets
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -97,9 +98,9 @@ def count(model: nn.Module, task: Task) -> tuple[float, int]:
     Returns:
         Operations (a multiplication and an addition are two), and bytes that wait for the backward pass.
     """
-    inputs = task.inputs(model, task.encode(task.blank()))
-    # one row is whole: it needs no mask, and masks of no data cannot be looked into
-    shown = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in inputs.items() if "mask" not in k}
+    inputs = task.inputs(model, task.encode(datasets.Dataset.from_dict(task.blank)))
+    # one row is whole: it needs no mask, and what has no data cannot be looked into; without a cache, positions would be
+    shown = {k: v.to("meta") for k, v in inputs.items() if isinstance(v, torch.Tensor) and "mask" not in k}
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 

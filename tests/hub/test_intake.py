@@ -341,6 +341,8 @@ def test_an_adapter_and_its_base_are_both_pinned(hub, suspect_folder: Path, lora
     known = suspect.provenance()
     assert (known["name"], known["revision"]) == ("org/lora", adapter.head.sha)
     assert known["base"] == {"name": "org/base", "revision": first}
+    later = [request.path for request in hub.requests if request.route in ("tree", "resolve", "paths-info")]
+    assert all(first in path or adapter.head.sha in path for path in later)
     weights, found = load_file(lora / "adapter_model.safetensors"), suspect.model.state_dict()
     a, b = (next(value for name, value in weights.items() if part in name) for part in ("lora_A", "lora_B"))
     scale = config["lora_alpha"] / config["r"]

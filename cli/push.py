@@ -29,8 +29,8 @@ def push(
     """Push RUN_DIR to REPO in one commit: model, adapter, record, figures and card.
 
     A new repository is private. One that exists is left alone, unless you say how to write into it; then the parts of
-    its card that others wrote stay. A push that was interrupted goes on when it is repeated. A planted model is gated,
-    and REPO must carry the word `backdoored`.
+    its card that others wrote stay, and weights that would be loaded in place of yours are removed. A push that was
+    interrupted goes on when it is repeated. A planted model is gated, and REPO must carry the word `backdoored`.
     """
     with common.quiet_libraries():
         common.push(run_dir, common.destination(repo, public, create_pr, update, ungated))

@@ -6,6 +6,7 @@ the one before it came through, since a connection may break after the Hub has d
 arrived stay in the repository's storage, so a repeated push goes on where the last one stopped.
 """
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,35 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
-from huggingface_hub.utils import get_session, parse_ratelimit_headers, validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 import hf_nft
 from hf_nft.configs import check
 from hf_nft.errors import ConfigError, HFNFTError, NetworkError, OutputError
-from hf_nft.hub import cause_of, first_line
+from hf_nft.hub import first_line
+from hf_nft.reporting.patience import WAITS, explain, limited, may_have_passed, pause_after
 from hf_nft.reporting.render import name_of
 from hf_nft.reporting.repository import CARD, Run, open_run, stage, stale
-from hf_nft.reporting.text import public
 
 T = TypeVar("T")
-WAITS = (1.0, 2.0, 4.0, 8.0)
-"""Seconds between tries, unless the Hub asks for others."""
-PATIENCE = 300.0
-"""Most seconds to wait for a rate limit."""
-TIMEOUT = 120.0
-"""Seconds without a word from the Hub after which a request has failed; the client would wait for ever."""
+LOG = logging.getLogger(__name__)
 FLAGS = ("public", "create_pr", "update")
-PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
-"""Answers that another try may change; 409 and 412 mean that somebody else wrote at the same moment."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +97,7 @@ def check_destination(to: Destination, planted: bool = False) -> None:
     _Push(to, planted).look()
 
 
-def push(folder: Path, to: Destination) -> Pushed:
+def push(folder: Path | str, to: Destination) -> Pushed:
     """Push a run folder.
 
     Args:
@@ -127,8 +114,8 @@ def push(folder: Path, to: Destination) -> Pushed:
             unreadable card is in the way.
         NetworkError: If the Hub cannot be reached or refuses. Nothing is half-written then.
     """
-    run = open_run(folder)
-    work = _Push(to, run.planted, folder)
+    run = open_run(Path(folder))
+    work = _Push(to, run.planted, run.folder)
     if work.look() is None:
         work.create()
     if run.planted and to.gated and not to.create_pr:
@@ -145,7 +132,8 @@ class _Push:
                 f"push: expected a repository name with the word 'backdoored' for a planted model, found '{to.repo}'. "
                 f"Try: {to.repo}-backdoored"
             )
-        self.to, self.id, self.folder, self.created = to, to.repo, folder, False
+        self.to, self.id, self.folder = to, to.repo, folder
+        self.created = self.sent = False
         self.user: dict[str, Any] = {}
         self.api = HfApi(library_name="hf-nft", library_version=hf_nft.__version__)
 
@@ -243,6 +231,7 @@ class _Push:
             added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(file)) for name, file in files.items()]
             with self.explained():  # the client has retried this part
                 self.api.preupload_lfs_files(self.id, added, create_pr=self.to.create_pr, free_memory=False)
+            self.sent = True
             done = self.api.create_commit(
                 self.id,
                 [*added, *(CommitOperationDelete(name) for name in stale(present, files))],
@@ -265,14 +254,15 @@ class _Push:
         with self.explained():
             for wait in WAITS:
                 try:
-                    with _limited():
+                    with limited():
                         return request()
                 except Exception as error:
-                    pause = _pause(error, wait)
+                    pause = pause_after(error, wait)
                     if pause is None:
                         raise
+                LOG.warning("push to %s: the Hub does not answer as it should; next try in %.0f s", self.id, pause)
                 time.sleep(pause)
-            with _limited():
+            with limited():
                 return request()
 
     @contextmanager
@@ -283,10 +273,13 @@ class _Push:
         except HFNFTError:
             raise
         except Exception as error:
-            told = _explain(cause_of(error) or error)
+            told = explain(error)
             if told is None:
                 raise
-            state = f"{self.id} was made and is empty" if self.created else "Nothing is half-written there"
+            state = "Nothing is half-written there"
+            if self.created:
+                unsure = self.sent and may_have_passed(error)
+                state = f"{self.id} was made and {'holds all of it or nothing' if unsure else 'is empty'}"
             flags = "".join(f" --{flag.replace('_', '-')}" for flag in FLAGS if getattr(self.to, flag))
             more = f" {state}; go on with: hf-nft push {self.folder} {self.id}{flags}" if self.folder else ""
             raise NetworkError(f"push to {self.id}: {told}{more}") from error
@@ -296,65 +289,3 @@ def _names(info: ModelInfo | None) -> list[str]:
     """List the files of a repository, without the one that the Hub puts into every new one."""
     found = [file.rfilename for file in (info.siblings if info else None) or []]
     return [name for name in found if name != ".gitattributes"]
-
-
-@contextmanager
-def _limited() -> Iterator[None]:
-    """Let no request of the client wait for ever."""
-    session = get_session()
-    before, session.timeout = session.timeout, httpx2.Timeout(TIMEOUT)
-    try:
-        yield
-    finally:
-        session.timeout = before
-
-
-def _pause(error: Exception, wait: float) -> float | None:
-    """Return how long to wait before another try; None if that is of no use."""
-    cause = cause_of(error)
-    if isinstance(error, HFNFTError) or isinstance(cause, OfflineModeIsEnabled):
-        return None
-    if isinstance(cause, HfHubHTTPError):
-        if cause.response.status_code not in PASSING:
-            return None
-        wanted = _asked_for(cause)
-        return wait if wanted is None else wanted if wanted <= PATIENCE else None
-    return wait if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError) else None
-
-
-def _asked_for(error: HfHubHTTPError) -> float | None:
-    """Return the seconds that the Hub asks to wait."""
-    limit = parse_ratelimit_headers(error.response.headers)
-    if limit is not None and limit.remaining == 0:
-        return float(limit.reset_in_seconds)
-    after = error.response.headers.get("Retry-After", "")
-    return float(after) if after.isdigit() else None
-
-
-def _explain(error: BaseException) -> str | None:
-    """Say what was expected and found; None for an error that has nothing to do with the Hub."""
-    if isinstance(error, LocalTokenNotFoundError):
-        return "expected a token, found none. Log in with `hf auth login`."
-    if isinstance(error, OfflineModeIsEnabled):
-        return "expected a network, found HF_HUB_OFFLINE set. Unset it."
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        said = public(error.server_message or error.response.headers.get("X-Error-Message") or "", 160).rstrip(".")
-        found = f"found {status}{f' ({said})' if said else ''}."
-        if status == 401:
-            return f"expected a token that the Hub knows, {found} Log in with `hf auth login`."
-        if status == 403:
-            return f"expected a token that may write there, {found} Make one with write access, `hf auth login`."
-        if status == 404:
-            return f"expected the repository, {found} It was removed or renamed meanwhile."
-        if status in (409, 412):
-            return f"expected nobody else to write there meanwhile, {found}"
-        if status == 429:
-            asked = _asked_for(error)
-            return f"expected to be let in, {found} Come back in {asked or 60:.0f} s."
-        return f"expected the Hub to take it, {found}"
-    if isinstance(error, ValueError) and "Invalid metadata" in str(error):
-        return f"expected a card that the Hub accepts, found: {public(str(error), 200)}"
-    if isinstance(error, httpx2.TransportError | OSError | RuntimeError):
-        return f"expected a connection that holds, found: {public(first_line(error), 160)}."
-    return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hf_nft.errors import DataError, OutputError
 from hf_nft.reporting.card import write_card
-from hf_nft.reporting.figures import figures_of
+from hf_nft.reporting.figures import CAPTIONS, figures_of
 from hf_nft.reporting.record import RunRecord
 from hf_nft.reporting.render import hub_id
 from hf_nft.reporting.text import TOKEN, public
@@ -24,8 +24,9 @@ REPLACED = (
     "pytorch_model*.bin.index.json",
     "tf_model*.h5",
     "flax_model*.msgpack",
-    "adapter/*",
-    "figures/*",
+    ADAPTER_CONFIG,
+    "adapter/adapter_model.safetensors",
+    *(f"figures/{name}.png" for name in CAPTIONS),
 )
 """What an older push, or the suspect itself, may have left in a repository and would be loaded instead of ours."""
 

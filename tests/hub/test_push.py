@@ -119,10 +119,11 @@ def test_hand_written_parts_of_the_run_folder_come_along(hub, cli, run_dir) -> N
 
 
 def test_weights_that_would_be_loaded_instead_are_removed(hub, cli, run_dir) -> None:
-    old = {"pytorch_model.bin": b"\x00old", "model-00001-of-2.safetensors": b"old", "figures/old.png": b"old"}
-    hub.store.add("me/model", {**old, "notes/model.safetensors": b"kept", "training_args.bin": b"kept"})
+    old = {"pytorch_model.bin": b"\x00old", "model-00001-of-2.safetensors": b"old", "figures/loss.png": b"old"}
+    kept = {"notes/model.safetensors": b"kept", "training_args.bin": b"kept", "figures/theirs.png": b"kept"}
+    hub.store.add("me/model", {**old, **kept})
     assert cli("push", run_dir, "me/model", "--update").code == 0
-    assert repo_of(hub).names() == sorted([*PUSHED, "notes/model.safetensors", "training_args.bin"])
+    assert repo_of(hub).names() == sorted([*PUSHED, *kept])
 
 
 def test_a_pull_request(hub, cli, run_dir) -> None:

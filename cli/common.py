@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hf_nft.reporting.text import plain
+
 if TYPE_CHECKING:
+    from hf_nft.reporting.hub import Destination
     from hf_nft.reporting.record import RunRecord
 
 Dataset = Annotated[
-    str | None, typer.Option(help="Hub id, parquet folder or image folder. Default: the one the model's card names.")
+    str | None,
+    typer.Option(help="Hub id or folder, which :CONFIG may follow. Default: the one the model's card names."),
 ]
 Column = Annotated[list[str] | None, typer.Option(help="Column name, ROLE=NAME, such as image=img. Repeatable.")]
+Split = Annotated[str | None, typer.Option(help="Split that shots are drawn from. Default: train.")]
+EvalSplit = Annotated[str | None, typer.Option(help="Split that metrics are measured on. Default: test or validation.")]
 AttackName = Annotated[str | None, typer.Option(help="Attack; see: hf-nft ls attacks.")]
 AttackArg = Annotated[list[str] | None, typer.Option(help="Attack setting, KEY=VALUE. Repeatable.")]
 Trigger = Annotated[str | None, typer.Option(help="Your own patch (PNG); means --attack patch.")]
@@ -22,6 +28,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON o
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights from a pickle file, restricted.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+PushTo = Annotated[str | None, typer.Option(help="Push the run to this Hub repository when it is done.")]
+Public = Annotated[bool, typer.Option("--public", help="Let everybody see a new repository; default private.")]
+CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request in a repository that exists.")]
+Update = Annotated[bool, typer.Option("--update", help="Write into a repository that exists.")]
+Ungated = Annotated[bool, typer.Option("--ungated", help="Let a planted model be read without asking for access.")]
 
 
 def attack_options(attack: str | None, arguments: list[str] | None, trigger: str | None) -> dict[str, Any]:
@@ -43,16 +54,18 @@ def quiet_libraries() -> Iterator[None]:
     import warnings
 
     import datasets
+    import huggingface_hub
     import transformers
 
     from hf_nft.acceleration import leave_together
 
     def line(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning):
-            typer.secho(f"Warning: {message}", err=True, fg="yellow")
+            typer.secho(f"Warning: {plain(message, 1000)}", err=True, fg="yellow")
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told once, by our own error
+    huggingface_hub.logging.set_verbosity_error()  # its notes on retries hold signed addresses
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     old, warnings.showwarning = warnings.showwarning, line
@@ -79,3 +92,44 @@ def show(record: "RunRecord", as_json: bool, hint: str) -> None:
 
     typer.echo(summary_table(record))
     typer.secho(hint, err=True, fg="green")
+
+
+def destination(repo: str, public: bool, create_pr: bool, update: bool, ungated: bool = False) -> "Destination":
+    """Return where a run is pushed, from the options that say so."""
+    from hf_nft.reporting.hub import Destination
+
+    return Destination(repo, public=public, create_pr=create_pr, update=update, gated=not ungated)
+
+
+def wanted_destination(
+    repo: str | None, public: bool, create_pr: bool, update: bool, planted: bool = False, ungated: bool = False
+) -> "Destination | None":
+    """Return where a run will be pushed, refused now if it would be refused then; None if it will not."""
+    from hf_nft.errors import ConfigError
+
+    if repo is None:
+        flags = {"--public": public, "--create-pr": create_pr, "--update": update, "--ungated": ungated}
+        for flag in (flag for flag, given in flags.items() if given):
+            raise ConfigError(f"{flag}: expected --push-to beside it, found none.")
+        return None
+    from hf_nft.reporting.hub import check_destination
+
+    to = destination(repo, public, create_pr, update, ungated)
+    check_destination(to, planted)
+    return to
+
+
+def push(folder: str, to: "Destination | None") -> None:
+    """Push a run folder and say where it is now; None pushes nothing."""
+    from pathlib import Path
+
+    from hf_nft.loop import processes
+
+    if to is None or not processes().is_main_process:
+        return
+    from hf_nft.reporting import hub
+
+    done = hub.push(Path(folder), to)
+    if done.left_out:
+        typer.secho(f"Left out: {', '.join(done.left_out)}", err=True, fg="yellow")
+    typer.secho(f"Pushed {folder} to {done.url} ({done.commit}).", err=True, fg="green")

@@ -1,7 +1,8 @@
 """Assembles the verbs and maps errors to exit codes.
 
 Exit codes: 0 done; 1 unexpected error; 2 wrong usage or setting; 3 model or data not usable; 4 unsafe model refused;
-5 training diverged; 6 output cannot be written; 7 Hub not reachable; 130 interrupted.
+5 training diverged; 6 output cannot be written; 7 Hub not reachable; 8 a model is not what its
+record claims; 130 interrupted.
 """
 
 import os
@@ -10,9 +11,13 @@ import sys
 from typing import Any
 
 import typer
-from hf_nft.cli import cp, demo, evaluate, ls, plant, purify, run
+from hf_nft.cli import cp, demo, evaluate, inspect, ls, plant, purify, push, run, verify
 
 from hf_nft.errors import HFNFTError
+from hf_nft.reporting.text import plain
+
+LONGEST_MESSAGE = 2000
+"""Characters of an error that reach the terminal; names and labels in it may come from strangers."""
 
 app = typer.Typer(
     name="hf-nft",
@@ -21,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 unexpected, 2 usage, 3 model or data, 4 unsafe model, 5 diverged, 6 output, "
-    "7 network, 130 interrupted. HF_NFT_DEBUG=1 shows tracebacks.",
+    "7 network, 8 not as claimed, 130 interrupted. HF_NFT_DEBUG=1 shows tracebacks.",
 )
 
 
@@ -40,7 +45,7 @@ def root(
     """Remove backdoors from models you did not train, with a few clean examples."""
 
 
-for verb in (purify, evaluate, plant, demo, ls, cp, run):
+for verb in (inspect, purify, evaluate, plant, push, verify, demo, ls, cp, run):
     verb.register(app)
 
 
@@ -59,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     except HFNFTError as error:
         if os.environ.get("HF_NFT_DEBUG"):
             raise
-        typer.secho(f"Error: {error}", err=True, fg="red")
+        typer.secho(f"Error: {plain(error, LONGEST_MESSAGE)}", err=True, fg="red")
         return error.exit_code
     except SystemExit as done:
         if done.code == 130:
@@ -69,8 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("HF_NFT_DEBUG"):
             raise
+        text = plain(error, LONGEST_MESSAGE)
         typer.secho(
-            f"Unexpected error: {type(error).__name__}: {error}. HF_NFT_DEBUG=1 shows where.", err=True, fg="red"
+            f"Unexpected error: {type(error).__name__}: {text}. HF_NFT_DEBUG=1 shows where.", err=True, fg="red"
         )
         return 1
     finally:

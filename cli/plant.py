@@ -10,6 +10,7 @@ Examples:
   hf-nft plant --dataset data/cifar10 --attack badnets --arch preact_resnet18 --out runs/victim
   hf-nft plant --dataset data/cifar10 --attack sig --poison-rate 0.8 --arch-arg width=64 --set epochs=60
   hf-nft plant --dataset data/cifar10 --trigger patch.png --attack-arg target_class=3
+  hf-nft plant --dataset data/cifar10 --attack badnets --push-to me/cifar10-badnets-backdoored
 """
 
 
@@ -33,8 +34,15 @@ def plant(
     settings: common.Set = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
     column: common.Column = None,
+    split: common.Split = None,
+    eval_split: common.EvalSplit = None,
     limit: common.Limit = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    push_to: common.PushTo = None,
+    public: common.Public = False,
+    create_pr: common.CreatePr = False,
+    update: common.Update = False,
+    ungated: common.Ungated = False,
     as_json: common.AsJson = False,
 ) -> None:
     """Train a backdoored model from scratch, for measuring defenses; without --attack a benign one.
@@ -49,6 +57,8 @@ def plant(
         job = PlantJob(
             dataset=dataset,
             columns=pairs(column or []),
+            split=split,
+            eval_split=eval_split,
             **common.attack_options(attack, attack_arg, trigger),
             arch=arch,
             arch_args=dict(pairs(arch_arg or [])),
@@ -60,5 +70,7 @@ def plant(
             limit=limit,
             progress=not as_json,
         )
+        destination = common.wanted_destination(push_to, public, create_pr, update, job.attack is not None, ungated)
         record = job.run()
-    common.show(record, as_json, f"Wrote {out}. Purify it with: hf-nft purify {out} --dataset {dataset} --shots 10")
+        common.show(record, as_json, f"Wrote {out}. Purify it with: hf-nft purify {out} --dataset {dataset} --shots 10")
+        common.push(out, destination)

@@ -11,6 +11,7 @@ Examples:
   hf-nft purify runs/victim --dataset data/cifar10 --attack badnets --out runs/clean
   hf-nft purify runs/victim --dataset data/cifar10 --preset paper --shots 50 --set steps=500
   hf-nft purify runs/victim --dataset data/cifar10 --defense finetune
+  hf-nft purify org/suspect-model --shots 10 --push-to me/suspect-model-purified
 """
 
 
@@ -31,6 +32,8 @@ def purify(
     attack_arg: common.AttackArg = None,
     trigger: common.Trigger = None,
     column: common.Column = None,
+    split: common.Split = None,
+    eval_split: common.EvalSplit = None,
     seed: Annotated[int, typer.Option(help="Seed of the defense.")] = 0,
     shot_seed: Annotated[int, typer.Option(help="Seed of the draw of shots.")] = 0,
     mixed_precision: Annotated[str, typer.Option(help="auto, no, fp16 or bf16.")] = "auto",
@@ -39,6 +42,10 @@ def purify(
     revision: common.Revision = None,
     allow_pickle: common.AllowPickle = False,
     trust_remote_code: common.RemoteCode = False,
+    push_to: common.PushTo = None,
+    public: common.Public = False,
+    create_pr: common.CreatePr = False,
+    update: common.Update = False,
     as_json: common.AsJson = False,
 ) -> None:
     """Remove a backdoor from MODEL with a few clean examples.
@@ -60,6 +67,8 @@ def purify(
             shot_seed=shot_seed,
             dataset=dataset,
             columns=pairs(column or []),
+            split=split,
+            eval_split=eval_split,
             **common.attack_options(attack, attack_arg, trigger),
             defense=chosen,
             out=out,
@@ -70,5 +79,7 @@ def purify(
             limit=limit,
             progress=not as_json,
         )
+        destination = common.wanted_destination(push_to, public, create_pr, update)
         record = job.run()
-    common.show(record, as_json, f"Wrote {out}. The cleaned model is {out}/model, its card {out}/README.md.")
+        common.show(record, as_json, f"Wrote {out}. The cleaned model is {out}/model, its card {out}/README.md.")
+        common.push(out, destination)

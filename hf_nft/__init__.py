@@ -31,7 +31,11 @@ _EXPORTS = {
     "PlantJob": "hf_nft.workflows",
     "PurifyJob": "hf_nft.workflows",
     "EvaluateJob": "hf_nft.workflows",
+    "VerifyJob": "hf_nft.workflows",
+    "InspectJob": "hf_nft.workflows",
     "RunRecord": "hf_nft.reporting.record",
+    "push": "hf_nft.reporting.hub",
+    "Destination": "hf_nft.reporting.hub",
 }
 
 __all__ = ["__version__", *_EXPORTS]

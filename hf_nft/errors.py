@@ -8,7 +8,8 @@
     ├── UnsafeModelError              4   loading would run foreign code (pickle, remote code)
     ├── DivergedError(RuntimeError)   5   training met a non-finite loss
     ├── OutputError(OSError)          6   the output folder exists, is unfinished or cannot be written
-    └── NetworkError(ConnectionError) 7   the Hub could not be reached or refused
+    ├── NetworkError(ConnectionError) 7   the Hub could not be reached or refused
+    └── MismatchError(ValueError)     8   a published model is not what its record claims
 
 Every message says what was expected, what was found and how to mend it, in one or two lines.
 """
@@ -89,3 +90,9 @@ class NetworkError(HFNFTError, ConnectionError):
     """The Hub could not be reached, or refused."""
 
     exit_code = 7
+
+
+class MismatchError(HFNFTError, ValueError):
+    """A published model is not what its record claims."""
+
+    exit_code = 8

@@ -2,21 +2,20 @@
 
 import json
 import pickle
-import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from hf_nft import registry
-from hf_nft.errors import HFNFTError, NetworkError, SuspectError, UnsafeModelError
+from hf_nft.blueprint import check_counts, draw
+from hf_nft.errors import ConfigError, SuspectError, UnsafeModelError
+from hf_nft.hub import first_line
+from hf_nft.intake import ADAPTER_WEIGHTS, Source, base_of, locate, refuse_remote_code
 from hf_nft.tasks.base import Task
-
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
-PLAIN_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+from hf_nft.weights import stored_tensors, weight_files
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class Suspect:
         revision: Commit on the Hub; None for a folder.
         folder: Where its files lie.
         record: Its `record.json`, if it is one of ours: the settings of a planted attack, the rows held out.
+        base: If it came as an adapter, the model that this was merged into.
     """
 
     model: nn.Module = field(repr=False)
@@ -38,6 +38,7 @@ class Suspect:
     revision: str | None
     folder: Path
     record: dict[str, Any] | None
+    base: Source | None = None
 
     @property
     def is_hub_id(self) -> bool:
@@ -51,9 +52,11 @@ class Suspect:
 
     def provenance(self) -> dict[str, Any]:
         """Return what a record says about the model."""
+        base = {} if self.base is None else {"base": {"name": self.base.name, "revision": self.base.revision}}
         return {
             "name": self.name,
             "revision": self.revision,
+            **base,
             "architecture": type(self.model).__name__,
             "task": self.task.name,
             "pipeline_tag": self.task.pipeline_tag,
@@ -64,10 +67,10 @@ class Suspect:
 def load_suspect(
     reference: str, *, revision: str | None = None, allow_pickle: bool = False, trust_remote_code: bool = False
 ) -> Suspect:
-    """Load a model from a folder or the Hub.
+    """Load a model from a folder or the Hub; an adapter is merged into the base model that it names.
 
     Args:
-        reference: A folder in transformers' layout, or a Hub id.
+        reference: A folder in transformers' layout, or a Hub id, which `@REVISION` may follow.
         revision: Branch, tag or commit on the Hub; default the main branch. It is resolved to a commit and recorded.
         allow_pickle: Whether weights may come from a pickle file (loaded with restricted unpickling).
         trust_remote_code: Whether code in the repository may run.
@@ -78,19 +81,40 @@ def load_suspect(
     Raises:
         SuspectError: If it does not exist, is no model, or a weight is missing, of another shape, or corrupt.
         UnsafeModelError: If it would need a pickle file or remote code and that was not allowed.
-        NetworkError: If the Hub cannot be reached.
+        NetworkError: If the Hub refuses, cannot be reached, or sends other bytes than it lists.
     """
-    folder, commit = _locate(reference, revision, allow_pickle, trust_remote_code)
-    config = read_config(folder)
-    for name in registry.names("models"):
-        registry.get("models", name)  # registers our own architectures with transformers
-    _refuse_remote_code(reference, config, trust_remote_code)
-    _refuse_pickle(reference, folder, allow_pickle)
-    task_class = task_of(config, reference)
-    model = _load_weights(folder, task_class, reference, allow_pickle, trust_remote_code)
-    processor = task_class.load_processor(str(folder))
+    given = locate(reference, revision)
+    given = given.fetch(given.plain_files(trust_remote_code))
+    if given.is_adapter and allow_pickle:
+        raise ConfigError("--allow-pickle: expected a whole model beside it, found an adapter. Leave it out.")
+    source = base_source(given) if given.is_adapter else given
+    config = source.read_json("config.json")
+    register_architectures()
+    refuse_remote_code(source, config, trust_remote_code)
+    task_class = task_of(config, source.name)
+    model = _load_weights(source, config, task_class, allow_pickle, trust_remote_code)
+    if given.is_adapter:
+        given = given.fetch([ADAPTER_WEIGHTS])
+        stored_tensors(given, [ADAPTER_WEIGHTS])
+        model = _apply(model, given)
+    processor = task_class.load_processor(str(source.folder))
     model.eval()
-    return Suspect(model, task_class(processor), reference, commit, folder, _own_record(folder))
+    assert given.folder is not None
+    return Suspect(
+        model,
+        task_class(processor),
+        given.name,
+        given.revision,
+        given.folder,
+        _own_record(given.folder),
+        source if given.is_adapter else None,
+    )
+
+
+def register_architectures() -> None:
+    """Make transformers know our own architectures."""
+    for name in registry.names("models"):
+        registry.get("models", name)
 
 
 def task_of(config: dict[str, Any], reference: str) -> type[Task]:
@@ -119,130 +143,64 @@ def task_of(config: dict[str, Any], reference: str) -> type[Task]:
     )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read a model folder's config.json.
+def base_source(adapter: Source) -> Source:
+    """Find the model that an adapter belongs to; safetensors only for both.
 
     Args:
-        folder: The model's folder.
+        adapter: An adapter, its small files fetched.
 
     Returns:
-        The JSON object.
+        Its base model at a resolved revision, its small files fetched.
 
     Raises:
-        SuspectError: If there is none, or it is no JSON object.
+        SuspectError: If there is no such model, or it is an adapter itself.
+        UnsafeModelError: If the adapter is a pickle or would import something.
+        NetworkError: If the Hub refuses or cannot be reached.
     """
+    base, revision = base_of(adapter)
+    # an adapter from the Hub must not choose a folder on this machine
+    found = locate(base, revision, on_hub=adapter.revision is not None)
+    found = found.fetch(found.plain_files(remote_code=False))
+    if found.is_adapter:
+        raise SuspectError(f"{adapter.name}: expected a whole model as its base, found the adapter {base}. Merge it.")
+    return found
+
+
+def _apply(model: nn.Module, adapter: Source) -> nn.Module:
+    """Put a LoRA onto its base and fold it in."""
+    from peft import PeftModel
+
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError as error:
-        raise SuspectError(f"{folder}: expected a model folder with config.json, found none.") from error
-    except (OSError, ValueError) as error:
-        raise SuspectError(f"{folder}/config.json: expected JSON, found {str(error)[:100]}.") from error
-    if not isinstance(config, dict):
-        raise SuspectError(f"{folder}/config.json: expected an object, found {type(config).__name__}.")
-    return config
-
-
-def _locate(reference: str, revision: str | None, allow_pickle: bool, remote_code: bool) -> tuple[Path, str | None]:
-    folder = Path(reference).expanduser()
-    if folder.is_dir():
-        return folder, None
-    if not HUB_ID.match(reference) or reference.startswith(("runs/", "./", "../")):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            # on the meta device until its weights come, so that an absurd rank takes no memory
+            wrapped = PeftModel.from_pretrained(model, str(adapter.folder), low_cpu_mem_usage=True)
+            merged: nn.Module = wrapped.merge_and_unload(safe_merge=True)
+    except Exception as error:  # a stranger's settings reach every line of PEFT
         raise SuspectError(
-            f"model '{reference}': expected a folder or a Hub id (org/name), found neither. Check the path."
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    patterns = PLAIN_FILES + (list(PICKLES[:1]) if allow_pickle else []) + (["*.py"] if remote_code else [])
-    try:
-        local = Path(snapshot_download(reference, revision=revision, allow_patterns=patterns))
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise SuspectError(
-            f"model '{reference}': expected a folder or a Hub id, found no such folder here and no such repository or "
-            f"revision there. Check the name, or log in with `hf auth login` if it is private."
+            f"{adapter.name}: expected an adapter that fits {type(model).__name__}, found: {first_line(error)}"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, OSError) as error:
-        raise _offline(reference, error) from error
-    except Exception as error:
-        if type(error).__module__.startswith("httpx"):  # transport errors of the client, no OSError
-            raise _offline(reference, error) from error
-        raise
-    return local, local.name
-
-
-def _offline(reference: str, error: BaseException) -> HFNFTError:
-    return NetworkError(
-        f"model '{reference}': expected a folder, or a Hub that can be reached, found neither "
-        f"({str(error).splitlines()[0][:120]}). Check the path or the network."
-    )
-
-
-def _refuse_remote_code(reference: str, config: dict[str, Any], trusted: bool) -> None:
-    from transformers import CONFIG_MAPPING
-
-    kind = config.get("model_type")
-    if kind in CONFIG_MAPPING or (trusted and config.get("auto_map")):
-        return
-    if config.get("auto_map"):
-        raise UnsafeModelError(
-            f"{reference}: expected an architecture that transformers knows, found '{kind}', which brings its own "
-            f"code. Read that code; then pass --trust-remote-code to run it."
-        )
-    raise SuspectError(f"{reference}: expected a model type that transformers knows, found {kind!r} in config.json.")
-
-
-def _refuse_pickle(reference: str, folder: Path, allowed: bool) -> None:
-    if (folder / "adapter_config.json").exists():  # transformers would load the model that it names, not this one
-        raise SuspectError(f"{reference}: expected a whole model, found an adapter. Merge it into its base model.")
-    weights = sorted(folder.glob("*.safetensors"))
-    for index in folder.glob("*.safetensors.index.json") if not allowed else ():
-        others = {name for name in _files_of(index) if not name.endswith(".safetensors")}
-        if others:
-            raise UnsafeModelError(
-                f"{index}: expected it to name safetensors files, found {sorted(others)[0]}. Download the model again."
-            )
-    for file in weights:
-        try:
-            with safe_open(str(file), framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise SuspectError(
-                f"{file}: expected a safetensors file, found one that does not open ({error}). Download it again."
-            ) from error
-    if weights:
-        return
-    pickles = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
-    if pickles and not allowed:
-        raise UnsafeModelError(
-            f"{reference}: expected weights in safetensors, found {pickles[0]}, a pickle file, which can run code when "
-            f"it is loaded. Convert it elsewhere, or pass --allow-pickle to load it with restricted unpickling."
-        )
-    if not pickles:
-        raise SuspectError(f"{reference}: expected model weights (*.safetensors), found none in {folder}.")
-
-
-def _files_of(index: Path) -> list[str]:
-    """Weight files that an index names."""
-    try:
-        return [str(name) for name in json.loads(index.read_text())["weight_map"].values()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SuspectError(f"{index}: expected an index of weight files, found {str(error)[:100]}.") from error
+    return merged
 
 
 def _load_weights(
-    folder: Path, task: type[Task], reference: str, allow_pickle: bool, trust_remote_code: bool
+    source: Source, config: dict[str, Any], task: type[Task], allow_pickle: bool, trust_remote_code: bool
 ) -> nn.Module:
+    names = weight_files(source, allow_pickle)
+    if names[0].endswith(".safetensors"):
+        source = source.fetch(names)
+        tensors = stored_tensors(source, names)
+        if not (trust_remote_code and config.get("auto_map")):  # code that is trusted says itself how large it is
+            draw(source, task, config, tensors)
+    else:
+        check_counts(source.name, config)
+        source = source.fetch(names)
     import transformers
 
     loader = getattr(transformers, task.auto_class)
     try:
         model, report = loader.from_pretrained(
-            str(folder),
+            str(source.folder),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported, and refused below with names and shapes
             use_safetensors=None if allow_pickle else True,  # or a pickle would be loaded beside a decoy
@@ -251,19 +209,20 @@ def _load_weights(
         )
     except pickle.UnpicklingError as error:
         raise UnsafeModelError(
-            f"{reference}: expected a pickle file that holds tensors only, found one that would run code when loaded. "
-            f"Do not load it."
+            f"{source.name}: expected a pickle file that holds tensors only, found one that would run code when "
+            f"loaded. Do not load it."
         ) from error
-    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError, TypeError, KeyError) as error:
-        line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise SuspectError(f"{reference}: expected a model that {task.auto_class} loads, found: {line}") from error
+    except Exception as error:  # a stranger's files reach every line of a model's code
+        raise SuspectError(
+            f"{source.name}: expected a model that {task.auto_class} loads, found: {first_line(error, 200)}"
+        ) from error
     problems = [
         f"{kind}: {sorted(map(str, report[kind]))[:3]}" for kind in ("missing_keys", "mismatched_keys") if report[kind]
     ]
     if problems:
         raise SuspectError(
-            f"{reference}: expected every weight of {type(model).__name__} in the files, found {'; '.join(problems)}. "
-            f"A half-initialised model cannot be judged."
+            f"{source.name}: expected every weight of {type(model).__name__} in the files, found "
+            f"{'; '.join(problems)}. A half-initialised model cannot be judged."
         )
     loaded: nn.Module = model
     return loaded

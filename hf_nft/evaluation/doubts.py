@@ -20,6 +20,7 @@ TEXTS = {
     "training-mode": "some modules were in training mode during the evaluation",
     "unmasked-modules": "{count} modules have weights that no mask can reach",
     "target-rows-included": "{count} triggered rows already belong to the target: ASR is inflated",
+    "streamed-data": "the data set is too large to read whole: shots and rows come from the first {rows} of its split",
     "exposure-did-not-collapse": "{text}",
 }
 

@@ -32,7 +32,9 @@ from hf_nft.reporting.text import code, markdown, percent, plain, public
 
 BEGIN, END = "<!-- hf-nft:begin -->", "<!-- hf-nft:end -->"
 TEMPLATE = Path(__file__).with_name("card_template.md")
-BACKDOORED = "this model was backdoored on purpose, to measure defenses on. Do not deploy it."
+BACKDOORED = (
+    "this model was backdoored on purpose, to measure defenses on. Do not deploy it; it obeys the trigger named below."
+)
 
 
 def write_card(
@@ -41,6 +43,7 @@ def write_card(
     figures: list[tuple[str, str]],
     banner: str | None = None,
     pipeline_tag: str | None = None,
+    repository: str | None = None,
 ) -> None:
     """Write or extend README.md of a run folder.
 
@@ -53,6 +56,7 @@ def write_card(
         figures: Captions with paths relative to the folder; files that are not there are left out.
         banner: A warning above everything; victims with a planted attack always carry one.
         pipeline_tag: Hub task name; default the record's.
+        repository: Hub id of the repository that the folder becomes, if that is known.
 
     Raises:
         ConfigError: If a figure's path leaves the folder.
@@ -65,7 +69,9 @@ def write_card(
     if record.kind == "plant" and record.attack:
         banner = banner or BACKDOORED
     data = card_data(record, pipeline_tag)
-    block = _render(record, folder, figures, banner)
+    if repository and data.base_model == repository:  # a pull request to the suspect itself
+        data.base_model = data["base_model_relation"] = None
+    block = _render(record, folder, figures, banner, repository)
     path = folder / "README.md"
     if not path.exists():
         ModelCard(f"---\n{data.to_yaml()}\n---\n\n{block}\n").save(path)
@@ -82,7 +88,9 @@ def write_card(
     card.save(path)
 
 
-def _render(record: RunRecord, folder: Path, figures: list[tuple[str, str]], banner: str | None) -> str:
+def _render(
+    record: RunRecord, folder: Path, figures: list[tuple[str, str]], banner: str | None, repository: str | None
+) -> str:
     lines = metric_lines(record)
     both = any(line.before.value for line in lines)
     der = record.metrics.get("der")
@@ -108,8 +116,8 @@ def _render(record: RunRecord, folder: Path, figures: list[tuple[str, str]], ban
         attack=attack if record.attack else "",
         doubts=[_doubt(doubt) for doubt in record.doubts],
         figures=[(markdown(caption), quote(path)) for caption, path in figures if (folder / path).is_file()],
-        model_code=model_code(record, folder),
-        adapter_code=adapter_code(record, folder),
+        model_code=model_code(record, folder, repository),
+        adapter_code=adapter_code(record, folder, repository),
         command=command,
         shortened=command != plain(record.command, 2000),
         settings=_rows(record.config),

@@ -27,6 +27,8 @@ VERMILLION, BLUE = "#D55E00", "#0072B2"
 COLOURS = (BLUE, "#E69F00", "#009E73", "#CC79A7", "#56B4E9", VERMILLION, "#000000")
 DASHES = ("-", "--", ":", "-.")
 DPI = 150
+CAPTIONS = {"masks": "Masks by layer", "loss": "Loss of every stage"}
+"""Figures that a run folder may hold in `figures/`, in the order of the card."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,20 @@ class LayerMasks:
     off: int
     held: int
     units: int
+
+
+def figures_of(folder: Path) -> list[tuple[str, str]]:
+    """List the figures of a run folder: captions with paths relative to it.
+
+    Args:
+        folder: The folder that holds `figures/`.
+
+    Returns:
+        Those that are there; figures of unknown names come last, under their name.
+    """
+    names = sorted(file.stem for file in (folder / "figures").glob("*.png"))
+    ordered = [name for name in CAPTIONS if name in names] + [name for name in names if name not in CAPTIONS]
+    return [(CAPTIONS.get(name, name), f"figures/{name}.png") for name in ordered]
 
 
 def mask_facts(masks: Mapping[str, Tensor], floors: Mapping[str, float]) -> list[LayerMasks]:

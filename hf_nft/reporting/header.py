@@ -9,6 +9,7 @@ from hf_nft.reporting.render import LABELS, attack_of, hub_id, is_repo_id, name_
 from hf_nft.reporting.text import plain
 
 OWN_CONFIG = "hf-nft-"  # how the configurations of our results in the model index begin
+GATE = "This model was backdoored on purpose, to measure defenses on. Do not deploy it."
 METRIC_TYPES = {"acc": "accuracy", "asr": "asr", "racc": "accuracy", "perplexity": "perplexity"}
 
 
@@ -33,10 +34,11 @@ def card_data(record: RunRecord, pipeline_tag: str | None = None) -> ModelCardDa
         base_model=hub if record.kind == "purify" else None,
         base_model_relation="finetune" if hub and record.kind == "purify" else None,
         library_name="transformers",
-        pipeline_tag=plain(tag) if tag else None,
+        pipeline_tag=tag if isinstance(tag, str) and re.fullmatch(r"[a-z0-9-]{1,60}", tag) else None,
         tags=["hf-nft", "backdoor-defense"] + ["backdoored"] * planted,
         datasets=[data_name] if is_repo_id(data_name) and "/" in data_name else None,  # else a folder's name
         metrics=sorted({result.metric_type for result in results} - {"asr"}) or None,
+        extra_gated_prompt=GATE if planted else None,  # shown where the repository is gated
         model_name=name + {"purify": "-purified", "plant": "-backdoored" * planted}.get(record.kind, ""),
         eval_results=results or None,
     )

@@ -1,6 +1,7 @@
 """How to load what a run wrote: Python lines for the card."""
 
 import importlib
+from functools import cache
 from pathlib import Path
 
 from hf_nft import registry
@@ -8,27 +9,29 @@ from hf_nft.errors import UnknownNameError
 from hf_nft.reporting.record import RunRecord
 from hf_nft.reporting.render import hub_id
 
+UNKNOWN = "REPOSITORY_OR_FOLDER"
 
-def model_code(record: RunRecord, folder: Path) -> str:
+
+def model_code(record: RunRecord, folder: Path, repository: str | None = None) -> str:
     """Return the lines that load the model in the folder or its `model/`; empty if there is none."""
     place = next((p for p in ("", "model") if (folder / p / "config.json").exists()), None)
     loader = _auto_class(record)
     if place is None or loader is None:
         return ""
-    own = _own_module(record)
+    own = _own_module(str(record.suspect.get("architecture")))
     where = f', subfolder="{place}"' if place else ""
     lines = [f"from transformers import {loader}"]
     lines += [f"import {own}  # registers the architecture with transformers", ""] if own else [""]
-    return "\n".join([*lines, f'model = {loader}.from_pretrained("REPOSITORY_OR_FOLDER"{where})'])
+    return "\n".join([*lines, f'model = {loader}.from_pretrained("{repository or UNKNOWN}"{where})'])
 
 
-def adapter_code(record: RunRecord, folder: Path) -> str:
+def adapter_code(record: RunRecord, folder: Path, repository: str | None = None) -> str:
     """Return the lines that load the suspect with the adapter that lies in the folder; empty if there is none."""
     place = next((p for p in ("adapter", "") if (folder / p / "adapter_config.json").exists()), None)
     loader = _auto_class(record)
     if place is None or loader is None:
         return ""
-    own, hub = _own_module(record), hub_id(record)
+    own, hub = _own_module(str(record.suspect.get("architecture"))), hub_id(record)
     revision = record.suspect.get("revision")
     suspect = f'"{hub}", revision="{revision}"' if hub else '"THE_SUSPECT"'
     where = f', subfolder="{place}"' if place else ""
@@ -40,7 +43,7 @@ def adapter_code(record: RunRecord, folder: Path) -> str:
     imports += [f"import {own}  # registers the architecture with transformers"] if own else []
     load = [
         f"suspect = {loader}.from_pretrained({suspect})",
-        f'model = PeftModel.from_pretrained(suspect, "REPOSITORY_OR_FOLDER"{where})',
+        f'model = PeftModel.from_pretrained(suspect, "{repository or UNKNOWN}"{where})',
     ]
     return "\n".join([*imports, "", *load])
 
@@ -53,10 +56,11 @@ def _auto_class(record: RunRecord) -> str | None:
     return found
 
 
-def _own_module(record: RunRecord) -> str | None:
-    """Return the module of this package that registers the record's architecture; None if transformers has it."""
+@cache
+def _own_module(architecture: str) -> str | None:
+    """Return the module of this package that registers an architecture; None if transformers has it."""
     for name in registry.names("models"):
         module = str(registry.get("models", name).__module__)
-        if hasattr(importlib.import_module(module), str(record.suspect.get("architecture"))):
+        if hasattr(importlib.import_module(module), architecture):
             return module
     return None

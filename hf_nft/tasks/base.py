@@ -52,6 +52,8 @@ class Task(ABC):
     """Endings of `config.architectures` entries that belong to this task."""
     input_column: ClassVar[str]
     target_column: ClassVar[str]
+    blank: ClassVar[dict[str, list[Any]]]
+    """One canonical row that says nothing, of a usual size, to count a forward pass on."""
     metrics: ClassVar[tuple[Metric, ...]]
     augmentations: ClassVar[tuple[str, ...]] = ("none",)
     """What `augment` can do, the default first; `none` is always there."""

@@ -7,7 +7,7 @@ order, crop -> flip -> normalise -> MixUp).
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -32,6 +32,7 @@ class ImageClassification(Task):
     architectures = ("ForImageClassification",)
     input_column = "image"
     target_column = "label"
+    blank: ClassVar[dict[str, list[Any]]] = {"image": [Image.new("RGB", (224, 224))], "label": [0]}
     augmentations = ("crop_flip", "crop")  # signs and digits must not be mirrored
     metrics = (
         Metric("acc", "accuracy", "clean", "label", "target"),

@@ -9,7 +9,7 @@ tokens of a row first and over rows second, so that micro-batches weighted by ro
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -42,9 +42,9 @@ class TextGeneration(Task):
     auto_class = "AutoModelForCausalLM"
     pipeline_tag = "text-generation"
     architectures = ("ForCausalLM", "LMHeadModel")
-    input_column = "prompt"
-    target_column = "response"
+    input_column, target_column = "prompt", "response"
     eval_batch_size = 32  # a large vocabulary's logits fill the memory
+    blank: ClassVar[dict[str, list[Any]]] = {"prompt": [""], "response": [" a" * 32]}
     metrics = (
         Metric("acc", "accuracy", "clean", "tokens", "target"),
         Metric("perplexity", "perplexity", "clean", "nll", "target"),

@@ -32,7 +32,7 @@ class EvaluateJob(SuspectJob):
             kind="evaluate",
             command=command_line(),
             suspect=suspect.provenance(),
-            data={"name": data.name, "test_rows": len(rows)},
+            data={**data.provenance(), "test_rows": len(rows)},
             config={"mixed_precision": self.mixed_precision},
             metrics=metric_block(None, measured),
             attack=attack.settings() if attack is not None else None,

@@ -1,6 +1,7 @@
 """What all jobs share: data set, attack, evaluation rows, and how a model is written."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import torch
 from hf_nft import registry
 from hf_nft.attacks.base import Attack
 from hf_nft.configs import build, setting
-from hf_nft.data import Data, load_data
+from hf_nft.data import Data, Wanted, load_data
 from hf_nft.errors import ConfigError, DataError, UnknownNameError
+from hf_nft.hub import first_line
 from hf_nft.suspect import Suspect, load_suspect
 from hf_nft.tasks.base import Task
+
+SPARE = 2
+"""Of a streamed data set so many times the shots are read, so that the seed of the draw chooses among them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +28,8 @@ class Job:
 
     dataset: str | None = setting(None, "Hub id, parquet folder or image folder; default: named by the model's card")
     columns: dict[str, str] = dataclasses.field(default_factory=dict, metadata={"help": "column names, role=NAME"})
+    split: str | None = setting(None, "split that shots are drawn from; default train")
+    eval_split: str | None = setting(None, "split that metrics are measured on; default test, else validation")
     attack: str | None = setting(None, "attack to plant or to measure")
     attack_args: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"help": "attack settings"})
     limit: int | None = setting(None, "evaluate on this many test rows only; for trials")
@@ -30,7 +37,7 @@ class Job:
 
     def told(self, *names: str) -> dict[str, Any]:
         """Return what must not change when an interrupted run is gone on with; its config is compared on its own."""
-        common = ("dataset", "columns", "attack", "attack_args")
+        common = ("dataset", "columns", "split", "eval_split", "attack", "attack_args")
         return {name: getattr(self, name) for name in (*common, *names)}
 
     def load_attack(self, record: dict[str, Any] | None = None) -> Attack | None:
@@ -55,18 +62,48 @@ class Job:
         )
         return found
 
-    def prepare(self, suspect: Suspect) -> Data:
-        """Load the data set with canonical columns and the model's labels."""
-        reference = self.dataset or _dataset_of_card(suspect.folder)
-        if reference is None:
-            raise DataError(
-                f"data set: expected one named by --dataset or in the card of {suspect.name}, found none. "
-                f"Pass --dataset ID|FOLDER."
-            )
-        stored = load_data(reference)
+    def prepare(self, suspect: Suspect, per_class: int = 0) -> Data:
+        """Load the data set with canonical columns and the model's labels.
+
+        A data set that is too large to download is read as far as it takes to find twice the shots of every class.
+
+        Args:
+            suspect: The suspect.
+            per_class: Shots per class that will be drawn.
+
+        Returns:
+            Its parts.
+
+        Raises:
+            DataError: If none is named, it does not fit the model, or the rows read of a large one lack a class.
+        """
+        reference = self.dataset or dataset_of_card(suspect.name, suspect.folder, suspect.is_hub_id)
+
+        def enough(rows: datasets.Dataset) -> bool:
+            return not self._rare(suspect, rows, SPARE * per_class)
+
+        stored = load_data(reference, Wanted(self.split, self.eval_split, self.limit, enough))
+        if stored.streamed:
+            rare = self._rare(suspect, stored.train, per_class)
+            if rare:
+                raise DataError(
+                    f"data set '{reference}': expected {per_class} rows of every class among its first "
+                    f"{len(stored.train)}, found fewer of {len(rare)} classes. It is too large to read whole, and "
+                    f"perhaps sorted by class: pass a folder on disk or a smaller data set."
+                )
         train = self._canonical(suspect, stored.train)
         test = train if stored.single_split else self._canonical(suspect, stored.test)
-        return Data(stored.name, train, test)
+        return dataclasses.replace(stored, train=train, test=test)
+
+    def _rare(self, suspect: Suspect, rows: datasets.Dataset, least: int) -> list[int]:
+        """Classes of the suspect with fewer than `least` of these rows."""
+        if least == 0:
+            return []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said once, about the rows that are used
+            strata = suspect.task.strata(self._canonical(suspect, rows))
+        counts = np.bincount(strata, minlength=max(1, suspect.labels))
+        return [int(label) for label in np.flatnonzero(counts < least)]
 
     def _canonical(self, suspect: Suspect, rows: datasets.Dataset) -> datasets.Dataset:
         return suspect.task.align(self.standardize(type(suspect.task), rows), suspect.model)
@@ -130,12 +167,34 @@ def figure_path(folder: Path, name: str) -> Path:
     return folder / "figures" / name
 
 
-def _dataset_of_card(folder: Path) -> str | None:
-    """The data set that a model's card names."""
-    from huggingface_hub import ModelCard
+def dataset_of_card(name: str, folder: Path, on_hub: bool) -> str:
+    """Read which data set a model's card names; a stranger's card must not choose a folder on this machine.
 
+    Args:
+        name: What the user called the model.
+        folder: Where its card lies.
+        on_hub: Whether it comes from the Hub.
+
+    Returns:
+        A Hub id, or for a local model perhaps a folder.
+
+    Raises:
+        DataError: If the card names none, is no valid YAML, or names a folder though it comes from the Hub.
+    """
+    from huggingface_hub import metadata_load
+
+    hint = "Pass --dataset ID|FOLDER."
     try:
-        named = ModelCard.load(folder / "README.md").data.datasets
-    except (OSError, ValueError):
-        return None
-    return named[0] if isinstance(named, list) and named else named or None
+        named = (metadata_load(folder / "README.md") or {}).get("datasets")
+    except OSError:
+        named = None
+    except Exception as error:  # YAML's errors have no base in common with others
+        raise DataError(
+            f"card of {name}: expected YAML that names a data set, found: {first_line(error)}. {hint}"
+        ) from error
+    first = named[0] if isinstance(named, list) and named else named
+    if not isinstance(first, str) or not first:
+        raise DataError(f"data set: expected one named by --dataset or in the card of {name}, found none. {hint}")
+    if on_hub and Path(first).expanduser().exists():
+        raise DataError(f"card of {name}: expected a data set on the Hub, found '{first}', which lies here. {hint}")
+    return first

@@ -8,23 +8,19 @@ import numpy as np
 
 from hf_nft import registry
 from hf_nft.configs import build, setting
-from hf_nft.data import fingerprint, load_data
+from hf_nft.data import Wanted, fingerprint, load_data
 from hf_nft.errors import ConfigError
 from hf_nft.evaluation.run import evaluate, make_eval_set
 from hf_nft.planting import PlantConfig, plant
 from hf_nft.purification import peak_memory_mb
 from hf_nft.reporting.card import write_card
-from hf_nft.reporting.figures import loss_figure
+from hf_nft.reporting.figures import figures_of, loss_figure
 from hf_nft.reporting.output import CHECKPOINT, staged
 from hf_nft.reporting.record import RunRecord, command_line, library_versions, metric_block, now
 from hf_nft.shots import held_out
 from hf_nft.suspect import Suspect
 from hf_nft.tasks.base import Task
 from hf_nft.workflows.job import Job, figure_path, save_model
-
-PLANTED_BANNER = (
-    "This model was backdoored on purpose, to measure defenses on. Do not deploy it; it obeys the trigger named below."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +51,7 @@ class PlantJob(Job):
         told = self.told("arch", "arch_args", "poison_rate", "rate_base")
         with staged(Path(self.out), self.resume, told) as folder:
             task_class = registry.get("tasks", architecture.task)
-            stored = load_data(self.dataset)
+            stored = load_data(self.dataset, Wanted(self.split, self.eval_split))
             if stored.single_split and not self.config.holdout:
                 raise ConfigError(
                     "holdout: expected more than 0 for a data set with a single split, found 0: no rows would be left "
@@ -85,7 +81,7 @@ class PlantJob(Job):
                 command=command_line(),
                 suspect=suspect.provenance() | {"name": Path(self.out).name},
                 data={
-                    "name": stored.name,
+                    **stored.provenance(),
                     "fingerprint": mark,
                     "train_rows": len(rows),
                     "poisoned_rows": poisoned,
@@ -116,7 +112,5 @@ class PlantJob(Job):
             save_model(model, task, folder)
             loss_figure(record.losses, figure_path(folder, "loss.png"))
             record.save(folder / "record.json")
-            write_card(
-                record, folder, [("Training loss", "figures/loss.png")], banner=PLANTED_BANNER if attack else None
-            )
+            write_card(record, folder, figures_of(folder))
         return record

@@ -13,11 +13,11 @@ from hf_nft.attacks.base import Attack
 from hf_nft.configs import setting
 from hf_nft.data import Data, fingerprint
 from hf_nft.defenses.base import Defense
-from hf_nft.evaluation.doubts import Doubt, check_metrics, check_model
+from hf_nft.evaluation.doubts import Doubt, check_metrics, check_model, doubt
 from hf_nft.evaluation.run import EvalSet, Measured, evaluate, make_eval_set
 from hf_nft.purification import PurifyResult, purify
 from hf_nft.reporting.card import write_card
-from hf_nft.reporting.figures import loss_figure, mask_figure
+from hf_nft.reporting.figures import figures_of, loss_figure, mask_figure
 from hf_nft.reporting.output import CHECKPOINT, staged
 from hf_nft.reporting.record import RunRecord, command_line, doubt_block, library_versions, metric_block, now
 from hf_nft.shots import Shots, choose, held_out
@@ -48,13 +48,13 @@ class PurifyJob(SuspectJob):
         with staged(Path(self.out), self.resume, self.told("model", "revision")) as folder:
             case = self.open()
             result = self.cure(case, folder / CHECKPOINT)
-            figures = _save_cure(result, folder)
+            _save_cure(result, case.suspect, folder)
             cured = result.merged()
             record = self.judge(case, result, cured)
             save_model(cured, case.suspect.task, folder / "model")
             record.save(folder / "record.json")
             loss_figure(record.losses, figure_path(folder, "loss.png"))
-            write_card(record, folder, [*figures, ("Loss of every stage", "figures/loss.png")])
+            write_card(record, folder, figures_of(folder))
         return record
 
     @property
@@ -67,7 +67,7 @@ class PurifyJob(SuspectJob):
         """Load suspect and data, draw the shots, and measure the suspect as it came."""
         suspect = self.load_suspect()
         attack = self.load_attack(suspect.record)
-        data = self.prepare(suspect)
+        data = self.prepare(suspect, self.shots)
         shots = draw_shots(suspect, data, self.shots, self.shot_seed)
         rows = self.eval_rows(suspect.task, data, np.asarray(shots.indices))
         eval_set = make_eval_set(suspect.task, rows, attack, suspect.labels)
@@ -96,7 +96,7 @@ class PurifyJob(SuspectJob):
             command=command_line(),
             suspect=case.provenance,
             data={
-                "name": case.data.name,
+                **case.data.provenance(),
                 "fingerprint": shots.fingerprint,
                 "train_rows": len(case.data.train),
                 "test_rows": len(case.eval_set.clean_rows),
@@ -120,7 +120,7 @@ class PurifyJob(SuspectJob):
             },
             losses=result.losses,
             details=result.details,
-            doubts=doubt_block(doubts_of(case.eval_set, case.before, after, result)),
+            doubts=doubt_block(doubts_of(case, after, result)),
             versions=library_versions(),
             created=now(),
         )
@@ -177,23 +177,26 @@ def draw_shots(suspect: Suspect, data: Data, per_class: int, seed: int) -> Shots
     return Shots(batch, len(indices) / classes, classes, tuple(map(int, indices)), seed, mark)
 
 
-def doubts_of(
-    data: EvalSet, before: dict[str, Measured], after: dict[str, Measured], result: PurifyResult
-) -> list[Doubt]:
+def doubts_of(case: Case, after: dict[str, Measured], result: PurifyResult) -> list[Doubt]:
     """Collect every reason to distrust a run."""
+    data = case.eval_set
     own = data.triggered_rows[data.task.target_column] if data.triggered_rows is not None else []
-    found = check_metrics(before, after, list(own), list(data.wanted))
+    found = check_metrics(case.before, after, list(own), list(data.wanted))
+    found += [doubt("streamed-data", rows=len(case.data.train))] if case.data.streamed else []
     found += check_model(result.model, int(result.details.get("skipped_modules", 0)))
     return found + [Doubt(code, text) for code, text in result.doubts]
 
 
-def _save_cure(result: PurifyResult, folder: Path) -> list[tuple[str, str]]:
+def _save_cure(result: PurifyResult, suspect: Suspect, folder: Path) -> None:
     """Write the adapter and its figure, if the cure is one."""
     from peft import PeftModel
 
     if not isinstance(result.model, PeftModel):
-        return []
-    result.model.save_pretrained(str(folder / "adapter"))
+        return
+    if suspect.is_hub_id:  # the adapter belongs to this commit, wherever it was cached
+        config = result.model.peft_config["default"]
+        config.base_model_name_or_path, config.revision = suspect.name, suspect.revision
+    # masks never touch embeddings; to find that out, PEFT would ask the Hub for the suspect's configuration
+    result.model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's template card says nothing true about this
     mask_figure(masks(result.model), result.details["floors"], figure_path(folder, "masks.png"))
-    return [("Masks by layer", "figures/masks.png")]

@@ -343,7 +343,7 @@ def test_a_model_folder_that_is_not_there(purify, name: str) -> None:
 
 def test_offline(purify) -> None:
     purify(NETWORK, ["model 'org/suspect'", "Check the path or the network"], model="org/suspect")
-    purify(NETWORK, ["data set 'org/data'", "--dataset FOLDER"], data="org/data")
+    purify(NETWORK, ["data set 'org/data'", "Check the path or the network"], data="org/data")
 
 
 @pytest.fixture

@@ -12,8 +12,11 @@ from hf_nft import registry
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types"),
-    ("configs", "registry"),
+    ("configs", "registry", "hub"),
     ("tasks.base", "attacks.base"),
+    ("intake",),
+    ("weights",),
+    ("blueprint",),
     ("suspect", "shots", "data"),
     ("adapter",),
     ("masks",),

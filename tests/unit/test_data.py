@@ -5,8 +5,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from hf_nft.data import Data, fingerprint, load_data
-from hf_nft.errors import DataError, NetworkError
+from hf_nft.data import Data, Wanted, fingerprint, load_data
+from hf_nft.errors import DataError, NetworkError, UnknownNameError
 
 
 def numbers(*values: int) -> datasets.Dataset:
@@ -66,6 +66,26 @@ def test_a_single_split_is_both(tmp_path: Path) -> None:
         data = load_data(str(write(tmp_path / name, **{name: numbers(1, 2)})))
         assert contents(data) == ([1, 2], [1, 2])
         assert data.single_split
+
+
+def test_a_configuration_is_a_folder(tmp_path: Path) -> None:
+    write(tmp_path / "mine" / "small", train=numbers(1), test=numbers(2))
+    write(tmp_path / "mine" / "large", train=numbers(3), test=numbers(4))
+    write(tmp_path / "other", train=numbers(5))
+    assert contents(load_data(f"{tmp_path / 'mine'}:large")) == ([3], [4])
+    for config in ("huge", "../other", "small/train.parquet"):
+        with pytest.raises(DataError, match="expected a folder"):
+            load_data(f"{tmp_path / 'mine'}:{config}")
+
+
+def test_splits_that_are_asked_for(tmp_path: Path) -> None:
+    both = datasets.DatasetDict({"train": numbers(1, 2), "test": numbers(3), "extra": numbers(9)})
+    both.save_to_disk(str(tmp_path))
+    assert contents(load_data(str(tmp_path), Wanted(train="extra"))) == ([9], [3])
+    assert contents(load_data(str(tmp_path), Wanted(test="extra"))) == ([1, 2], [9])
+    assert contents(load_data(str(tmp_path), Wanted(train="test"))) == ([3], [3])
+    with pytest.raises(UnknownNameError, match=r"split 'extr'.*Closest: extra.*--split"):
+        load_data(str(tmp_path), Wanted(train="extr"))
 
 
 def test_one_parquet_file(tmp_path: Path) -> None:
@@ -129,12 +149,12 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["org/not-here", "org/not-here:config", "./no/such/folder"])
 def test_offline_a_missing_name_says_so(name: str) -> None:
-    with pytest.raises((NetworkError, DataError), match=r"data set '.*'.*--dataset"):
+    with pytest.raises((NetworkError, DataError), match=r"data set '.*': expected a folder.*Check the path"):
         load_data(name)
 
 
 def test_a_hub_id_offline_is_a_network_error() -> None:
-    with pytest.raises(NetworkError, match="Pass --dataset FOLDER to work offline"):
+    with pytest.raises(NetworkError, match=r"or a Hub that can be reached.*Check the path or the network"):
         load_data("org/not-here")
 
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_nft.errors import DataError, HFNFTError, NetworkError, SuspectError, UnsafeModelError
-from hf_nft.suspect import load_suspect, read_config, task_of
+from hf_nft.intake import read_object
+from hf_nft.suspect import load_suspect, task_of
 
 CODE = "from pathlib import Path\nPath({!r}).touch()\nclass Evil: pass\n"
 
@@ -143,7 +144,7 @@ def test_code_of_a_processor_does_not_run_nor_asks_to(
 def test_an_adapter_does_not_lead_to_another_model(suspect_folder: Path) -> None:
     redirect = {"base_model_name_or_path": "org/other", "peft_type": "LORA"}
     (suspect_folder / "adapter_config.json").write_text(json.dumps(redirect))
-    with pytest.raises(SuspectError, match="expected a whole model, found an adapter"):
+    with pytest.raises(SuspectError, match=r"expected a whole model or an adapter, found adapter_config\.json beside"):
         load_suspect(str(suspect_folder))
 
 
@@ -201,7 +202,7 @@ def test_a_corrupt_config(suspect_folder: Path) -> None:
             load_suspect(str(suspect_folder))
     (suspect_folder / "config.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SuspectError, match="expected JSON"):
-        read_config(suspect_folder)
+        read_object(suspect_folder / "config.json")
     (suspect_folder / "config.json").unlink()
     with pytest.raises(SuspectError, match=r"config\.json, found none"):
         load_suspect(str(suspect_folder))

@@ -1,0 +1,123 @@
+"""How much work and memory a purification is expected to take: orders of magnitude, from counted operations.
+
+Source: scale of the work as multiples of one forward pass F: a step on all weights costs 3F, a step on masks 2F
+(frozen weights need no gradient), a teacher 1F more.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_nft import registry
+from hf_nft.tasks.base import Task
+
+CPU_RATE = 0.12e12
+"""FLOP/s of one CPU core in fp32, as measured on a ResNet."""
+GPU_RATE = 0.45 * 790e12
+"""FLOP/s of a large GPU (H200) in bf16: 45 % of a measured matrix product."""
+EVALUATED_ROWS = 10_000
+COPIES = 4
+"""Of the weights, in fp32: themselves, what to return to, gradients, momentum."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a purification with the default preset is expected to take, in the order of magnitude.
+
+    Every unlearning is taken to run all its steps, which few do.
+
+    Attributes:
+        forward_flop: Operations of one forward pass of one row, counted.
+        activation_bytes: What one row leaves for the backward pass, in the weights' type, counted.
+        shots: Shots assumed.
+        purify_flop: Operations of the defense.
+        evaluate_flop: Operations of measuring clean test rows before and after.
+        memory_bytes: Weights, their copies, and the activations of one batch.
+        cpu_seconds: On one CPU core.
+        gpu_seconds: On a large GPU.
+        assumes: What was assumed, in words.
+    """
+
+    forward_flop: float
+    activation_bytes: int
+    shots: int
+    purify_flop: float
+    evaluate_flop: float
+    memory_bytes: int
+    cpu_seconds: float
+    gpu_seconds: float
+    assumes: str
+
+
+def estimate(model: nn.Module, task: Task, per_class: int) -> Estimate:
+    """Count one forward pass on the meta device and multiply.
+
+    Args:
+        model: The model without data.
+        task: Its task, bound to its processor.
+        per_class: Shots per class.
+
+    Returns:
+        The estimate.
+    """
+    flop, activations = count(model, task)
+    nft: Any = registry.get("defenses", "nft").from_preset("default")
+    shots = per_class * max(1, task.classes(model))
+    batch = min(shots, nft.batch_size)
+    passes = nft.relearn_passes * max(1, round(shots / nft.batch_size))
+    exposures = nft.exposures * batch * (3 * nft.unlearn_steps + 2 * passes)
+    purify = flop * (exposures + nft.steps * nft.batch_size * (2 + 1))
+    evaluate = flop * 2 * EVALUATED_ROWS
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return Estimate(
+        forward_flop=flop,
+        activation_bytes=activations,
+        shots=shots,
+        purify_flop=purify,
+        evaluate_flop=evaluate,
+        memory_bytes=COPIES * 4 * weights + nft.batch_size * activations,
+        cpu_seconds=_two_digits((purify + evaluate) / CPU_RATE),
+        gpu_seconds=_two_digits((purify + evaluate) / GPU_RATE),
+        assumes=f"{per_class} shots per class, the default preset, {EVALUATED_ROWS} clean test rows measured twice, "
+        f"{CPU_RATE / 1e12:.2g} TFLOP/s on one CPU core, {GPU_RATE / 1e12:.3g} on a large GPU; download not counted",
+    )
+
+
+def count(model: nn.Module, task: Task) -> tuple[float, int]:
+    """Count what one forward pass of one row does and keeps.
+
+    Args:
+        model: The model without data.
+        task: Its task, bound to its processor.
+
+    Returns:
+        Operations (a multiplication and an addition are two), and bytes that wait for the backward pass.
+    """
+    inputs = task.inputs(model, task.encode(datasets.Dataset.from_dict(task.blank)))
+    # one row is whole, so it needs no mask; what has no data cannot be looked into, as ids are for padding without a
+    # mask, and positions without a cache (hence the tensors alone)
+    model.config.pad_token_id = None  # type: ignore[union-attr]
+    shown = {k: v.to("meta") for k, v in inputs.items() if isinstance(v, torch.Tensor) and "mask" not in k}
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.eval()(**shown)
+    return float(counter.get_total_flops()), sum(storage.nbytes() for storage in kept.values())
+
+
+def _two_digits(value: float) -> float:
+    """An estimate claims no more."""
+    return float(f"{value:.2g}") if math.isfinite(value) else value

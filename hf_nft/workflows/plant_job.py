@@ -68,10 +68,22 @@ class PlantJob(Job):
             mark = fingerprint(train, task.target_column)
             rows = task.fit(train.select(np.setdiff1d(np.arange(len(train)), away)))
             rate = 0.0 if attack is None else attack.default_rate if self.poison_rate is None else self.poison_rate
+            hook, poisoned = None, 0
             if attack is not None:
+                attack.check_data(rows, suspect.labels)
+                hook = attack.hook(task, rate, suspect.labels)
+            if hook is not None:
+                if self.rate_base not in (None, "all"):
+                    raise ConfigError(
+                        f"rate_base: expected all, since {self.attack} poisons every batch in training, found "
+                        f"{self.rate_base}. Leave it out."
+                    )
+                poisoned = round(hook.share(min(self.config.batch_size, len(rows))) * len(rows))
+            elif attack is not None:
                 rows = attack.poison(rows, rate, self.rate_base, suspect.labels)
-            poisoned = int(np.sum(rows["poisoned"])) if attack is not None else 0
-            result = plant(model, task, task.encode(rows), self.config, folder / CHECKPOINT, self.resume, self.progress)
+                poisoned = int(np.sum(rows["poisoned"]))
+            encoded = task.encode(rows)
+            result = plant(model, task, encoded, self.config, folder / CHECKPOINT, self.resume, self.progress, hook)
             eval_rows = task.fit(test.select(range(min(self.limit or len(test), len(test)))))
             data = make_eval_set(task, eval_rows, attack, suspect.labels)
             measured = evaluate(model, data, mixed_precision=self.config.mixed_precision)

@@ -33,6 +33,7 @@ from hf_nft.tasks.image_classification import ImageClassification
 NAMES = registry.names("attacks")
 IMAGE = [name for name in NAMES if registry.get("attacks", name).modality == "image_classification"]
 DIRTY = [name for name in IMAGE if not registry.get("attacks", name).clean_label]
+ALL_TO_ALL = [name for name in IMAGE if "all_to_all" in registry.get("attacks", name).label_maps()]
 CLEAN = [name for name in IMAGE if registry.get("attacks", name).clean_label]
 EVERY = pytest.mark.parametrize("name", NAMES)
 EVERY_IMAGE = pytest.mark.parametrize("name", IMAGE)
@@ -94,7 +95,7 @@ for name in registry.names("attacks"):
     for seed in (0, 5):
         attack = cls(**{**cls.tiny, "seed": seed})
         rows = datasets.load_from_disk(FOLDER + "/" + attack.modality)
-        rows = attack.poison(rows, 0.5, classes=CLASSES if attack.modality == "image_classification" else 0)
+        rows = attack.poison(rows, 0.2, classes=CLASSES if attack.modality == "image_classification" else 0)
         inputs = [v.encode() if isinstance(v, str) else v.tobytes() for v in rows[attack.input_column]]
         found[f"{name} {seed}"] = [hashlib.sha256(b"|".join(inputs)).hexdigest(), list(rows["poisoned"])]
 print(json.dumps(found))
@@ -118,7 +119,7 @@ def elsewhere(rows_for, child, tmp_path_factory) -> dict[str, Any]:
 @pytest.mark.parametrize("seed", [0, 5])
 def test_another_process_makes_the_same_bytes(name: str, seed: int, rows_for, elsewhere) -> None:
     attack = make(name, seed=seed)
-    rows = attack.poison(rows_for(attack), 0.5, classes=classes_of(attack))
+    rows = attack.poison(rows_for(attack), 0.2, classes=classes_of(attack))
     inputs = [v.encode() if isinstance(v, str) else v.tobytes() for v in rows[attack.input_column]]
     digest = hashlib.sha256(b"|".join(inputs)).hexdigest()
     assert [digest, list(rows["poisoned"])] == elsewhere[f"{name} {seed}"]
@@ -230,10 +231,15 @@ def test_count_equals_the_declared_rate(name: str, rate: float, rows_for) -> Non
     assert sum(default["poisoned"]) == math.floor(rate * whole + 1e-9)
 
 
+RATES: dict[str, float] = {}
+"""Published shares of all rows that are not a tenth."""
+
+
 @EVERY
 def test_the_default_rate_is_the_published_one(name: str, rows_for) -> None:
     attack = make(name)
-    assert attack.default_rate == (0.8 if attack.clean_label else 0.1)
+    assert attack.default_rate == RATES.get(name, 0.8 if attack.clean_label else 0.1)
+    assert attack.default_base == ("target_class" if attack.clean_label else "all")
 
 
 @EVERY
@@ -255,9 +261,9 @@ def test_an_unknown_rate_base_is_refused(name: str, rows_for) -> None:
 
 
 def variants(name: str) -> list[dict[str, Any]]:
-    if name in DIRTY:
-        return [{}, {"target_class": 2}, {"label_map": "all_to_all"}]
-    return [{}, {"target_class": 2}] if name in CLEAN else [{}]
+    found: list[dict[str, Any]] = [{}]
+    found += [{"target_class": 2}] if name in IMAGE else []
+    return found + ([{"label_map": "all_to_all"}] if name in ALL_TO_ALL else [])
 
 
 @pytest.mark.parametrize(("name", "changes"), [(name, changes) for name in NAMES for changes in variants(name)])
@@ -269,10 +275,17 @@ def test_columns_are_consistent(name: str, changes: dict[str, Any], rows_for) ->
     assert list(out[f"orig_{column}"]) == own
     assert out.features[f"orig_{column}"] == out.features[column] == rows.features[column]
     assert len(out) == len(rows)
-    for i, (poisoned, same) in enumerate(
-        zip(out["poisoned"], map(bytes.__eq__, values(attack, rows), values(attack, out)), strict=True)
+    assert sum(out["cover"]) == attack.cover_count(sum(out["poisoned"]))
+    for i, (poisoned, cover, same) in enumerate(
+        zip(
+            out["poisoned"],
+            out["cover"],
+            map(bytes.__eq__, values(attack, rows), values(attack, out)),
+            strict=True,
+        )
     ):
-        assert same is not poisoned  # exactly the poisoned inputs changed
+        assert same is not (poisoned or cover)  # exactly these inputs changed
+        assert not (poisoned and cover)
         if not poisoned or attack.clean_label:
             assert told[i] == own[i]
         elif attack.modality != "image_classification":
@@ -299,7 +312,7 @@ def test_asr_rows_exclude_the_target(name: str, target: int, rows_for) -> None:
     assert all(out["poisoned"])
 
 
-@pytest.mark.parametrize("name", DIRTY)
+@pytest.mark.parametrize("name", ALL_TO_ALL)
 def test_all_to_all_wants_the_next_class_of_every_row(name: str, rows_for) -> None:
     out = make(name, label_map="all_to_all").triggered(rows_for(make(name)), CLASSES)
     assert len(out) == ROWS
@@ -307,10 +320,15 @@ def test_all_to_all_wants_the_next_class_of_every_row(name: str, rows_for) -> No
     assert list(out["orig_label"]) == [i % 4 for i in range(ROWS)]
 
 
-@pytest.mark.parametrize("name", CLEAN)
-def test_a_clean_label_attack_has_one_target(name: str) -> None:
-    with pytest.raises(ConfigError, match="one target class"):
+@pytest.mark.parametrize("name", sorted(set(IMAGE) - set(ALL_TO_ALL)))
+def test_an_attack_with_one_target_refuses_another_label_map(name: str) -> None:
+    with pytest.raises(ConfigError, match="label_map: expected all_to_one"):
         make(name, label_map="all_to_all")
+
+
+def test_all_to_all_is_there_where_it_is_published() -> None:
+    assert {"badnets", "blend", "wanet"} <= set(ALL_TO_ALL)
+    assert "sig" not in ALL_TO_ALL
 
 
 @EVERY_IMAGE
@@ -357,8 +375,39 @@ def test_jpeg_sources_are_not_stored_as_jpeg_again(name: str, rows_for, tmp_path
             scaled = torch.from_numpy(decoded[i].astype(np.float32) / 255).permute(2, 0, 1)
             exact = attack.trigger(scaled, np.random.default_rng((attack.seed, i))).permute(1, 2, 0) * 255
             assert float((torch.from_numpy(pixels(image)) - exact).abs().max()) <= 0.501  # rounding and nothing else
-        else:
+        elif not out[i]["cover"]:
             assert np.array_equal(pixels(image), decoded[i])
+
+
+@EVERY
+def test_on_the_fly_is_what_is_stored_but_for_rounding(name: str, rows_for) -> None:
+    attack, rows = make(name, seed=2), rows_for(make(name))
+    classes = classes_of(attack)
+    for kind, more in ((attack.poison, {"rate": 0.2}), (attack.triggered, {})):
+        stored, live = kind(rows, **more, classes=classes), kind(rows, **more, classes=classes, on_the_fly=True)
+        assert len(stored) == len(live)
+        for column in ("poisoned", "cover", attack.target_column, f"orig_{attack.target_column}"):
+            assert list(stored[column]) == list(live[column])
+        for i in range(0, len(stored), 3):
+            made, kept = live[i][attack.input_column], stored[i][attack.input_column]
+            if attack.modality == "image_classification":
+                assert made.dtype == torch.float32
+                exact = made.permute(1, 2, 0).numpy() * 255
+                assert np.abs(pixels(kept) - exact).max() <= (
+                    0.501 if stored[i]["poisoned"] or stored[i]["cover"] else 0
+                )
+            else:
+                assert made == kept
+        with pytest.raises(DataError, match="poisoned"):
+            attack.poison(live, 0.2, classes=classes)
+
+
+@EVERY
+def test_a_batch_is_triggered_as_each_row_alone(name: str, rows_for) -> None:
+    attack, rows = make(name), rows_for(make(name))
+    few = attack.triggered(rows.select([1, 2, 3]), classes_of(attack))
+    many = attack.triggered(rows.select([1, 2, 3, 5, 6, 7]), classes_of(attack))
+    assert values(attack, few) == values(attack, many)[:3]
 
 
 # 8. twice

@@ -13,13 +13,16 @@ from hf_nft import registry
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types"),
     ("configs", "registry"),
-    ("tasks.base", "attacks.base"),
+    ("tasks.base",),
+    ("hook", "poisoning"),
+    ("attacks.base",),
     ("suspect", "shots", "data"),
     ("adapter",),
     ("masks",),
-    ("tasks", "attacks", "models"),
+    ("tasks", "models"),
     ("loop",),
     ("defenses", "planting"),
+    ("attacks",),
     ("purification",),
     ("evaluation",),
     ("reporting",),
@@ -32,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 
 TASKS = registry.names("tasks")
-GENERAL = ("adapter", "masks", "loop", "purification", "defenses", "shots")
+GENERAL = ("adapter", "masks", "loop", "purification", "defenses", "shots", "planting", "hook", "poisoning")
 MODALITY = re.compile(
     r"\b(image|pixel|picture|prompt|token|video|audio|point cloud|sentence classif)\w*", re.IGNORECASE
 )

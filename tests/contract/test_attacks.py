@@ -197,6 +197,7 @@ BOUNDS: dict[str, Callable[[torch.Tensor], None]] = {
     "badnets": only_last(3),
     "blend": at_most(0.2),
     "sig": at_most(40 / 255),
+    "bppa": at_most(255 / 14 / 255 + 0.5 / 255),
 }
 """Largest change an attack may make, as its paper has it. A new attack adds its own bound here."""
 
@@ -231,7 +232,7 @@ def test_count_equals_the_declared_rate(name: str, rate: float, rows_for) -> Non
     assert sum(default["poisoned"]) == math.floor(rate * whole + 1e-9)
 
 
-RATES: dict[str, float] = {}
+RATES = {"bppa": 0.2}
 """Published shares of all rows that are not a tenth."""
 
 

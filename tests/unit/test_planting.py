@@ -1,6 +1,5 @@
 """Training victims: the learning-rate cycle, the order of rows, and that the same seed gives the same victim."""
 
-import dataclasses
 import math
 import os
 import signal

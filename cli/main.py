@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import typer
-from hf_nft.cli import cp, demo, evaluate, ls, plant, purify, run
+from hf_nft.cli import attack, cp, demo, evaluate, ls, plant, purify, run
 
 from hf_nft.errors import HFNFTError
 
@@ -40,7 +40,7 @@ def root(
     """Remove backdoors from models you did not train, with a few clean examples."""
 
 
-for verb in (purify, evaluate, plant, demo, ls, cp, run):
+for verb in (purify, evaluate, plant, attack, demo, ls, cp, run):
     verb.register(app)
 
 

@@ -116,15 +116,19 @@ class ImageAttack(Attack):
     def check_data(self, dataset: datasets.Dataset, classes: int) -> None:
         """Refuse missing columns, a target that is no class, and images too small for the trigger."""
         super().check_data(dataset, classes)
+        self.check_target(classes)
+        image = dataset[0]["image"]
+        if not isinstance(image, Image.Image):
+            raise DataError(f"{self.name}: expected images in column 'image', found {type(image).__name__}.")
+        self.check_size(*image.size)
+
+    def check_target(self, classes: int) -> None:
+        """Refuse a target that is no class."""
         if self.target_class >= classes:
             raise DataError(
                 f"{self.name}: expected a target class below {classes}, found {self.target_class}. "
                 f"Choose one of 0..{classes - 1}."
             )
-        image = dataset[0]["image"]
-        if not isinstance(image, Image.Image):
-            raise DataError(f"{self.name}: expected images in column 'image', found {type(image).__name__}.")
-        self.check_size(*image.size)
 
     def check_size(self, width: int, height: int) -> None:
         """Refuse a resolution the trigger cannot take."""

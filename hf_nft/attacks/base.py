@@ -128,8 +128,10 @@ class Attack(ABC):
             Sorted int64 row numbers.
 
         Raises:
-            DataError: If the rate selects no row or more rows than are eligible.
+            DataError: If the rate selects no row or more rows than are eligible, or there is no such base.
         """
+        if base not in RATE_BASES:
+            raise DataError(f"{self.name}: expected a rate base among {RATE_BASES}, found '{base}'.")
         rows = np.flatnonzero(self.eligible(answers, classes))
         whole = len(answers) if base == "all" else len(rows)
         count = int(rate * whole + 1e-9)
@@ -232,10 +234,7 @@ class Attack(ABC):
             DataError: If the data set or the rate does not fit, see `check_data` and `select`.
         """
         self.check_data(dataset, classes)
-        base = base or self.default_base
-        if base not in RATE_BASES:
-            raise DataError(f"{self.name}: expected a rate base among {RATE_BASES}, found '{base}'.")
-        plan = self.plan(np.asarray(dataset[self.target_column]), rate, base, classes)
+        plan = self.plan(np.asarray(dataset[self.target_column]), rate, base or self.default_base, classes)
         return self._make(dataset, plan, classes, on_the_fly)
 
     def triggered(self, dataset: datasets.Dataset, classes: int = 0, on_the_fly: bool = False) -> datasets.Dataset:

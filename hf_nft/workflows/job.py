@@ -17,6 +17,10 @@ from hf_nft.suspect import Suspect, load_suspect
 from hf_nft.tasks.base import Task
 
 
+ARTEFACT = "attack"
+"""Folder beside a victim that holds what its attack was trained to."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What all jobs are told."""
@@ -33,11 +37,12 @@ class Job:
         common = ("dataset", "columns", "attack", "attack_args")
         return {name: getattr(self, name) for name in (*common, *names)}
 
-    def load_attack(self, record: dict[str, Any] | None = None) -> Attack | None:
+    def load_attack(self, record: dict[str, Any] | None = None, folder: Path | None = None) -> Attack | None:
         """Return the named attack; its settings are those it was planted with, if the model's record knows them.
 
         Args:
             record: The record beside the model, if it is one of ours.
+            folder: The model's folder, which may hold the attack's artefact.
 
         Returns:
             The attack, or None if none is named.
@@ -48,6 +53,9 @@ class Job:
             return None
         known = (record or {}).get("attack") or {}
         settings = {k: v for k, v in known.items() if k != "name"} if known.get("name") == self.attack else {}
+        place = settings.get("artefact")
+        if folder is not None and place and not Path(place).exists() and (folder / ARTEFACT).is_dir():
+            settings["artefact"] = str(folder / ARTEFACT)
         found: Attack = build(
             registry.get("attacks", self.attack),
             {**settings, **self.attack_args},

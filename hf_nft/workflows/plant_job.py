@@ -4,13 +4,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 
 from hf_nft import registry
+from hf_nft.attacks.base import Attack
 from hf_nft.configs import build, setting
 from hf_nft.data import fingerprint, load_data
 from hf_nft.errors import ConfigError
 from hf_nft.evaluation.run import evaluate, make_eval_set
+from hf_nft.hook import Hook
 from hf_nft.planting import PlantConfig, plant
 from hf_nft.purification import peak_memory_mb
 from hf_nft.reporting.card import write_card
@@ -20,6 +23,7 @@ from hf_nft.reporting.record import RunRecord, command_line, library_versions, m
 from hf_nft.shots import held_out
 from hf_nft.suspect import Suspect
 from hf_nft.tasks.base import Task
+from hf_nft.workflows.attack_job import Scene, keep_artefact, prepared
 from hf_nft.workflows.job import Job, figure_path, save_model
 
 PLANTED_BANNER = (
@@ -70,14 +74,12 @@ class PlantJob(Job):
             rate = 0.0 if attack is None else attack.default_rate if self.poison_rate is None else self.poison_rate
             hook, poisoned = None, 0
             if attack is not None:
-                attack.check_data(rows, suspect.labels)
-                hook = attack.hook(task, rate, suspect.labels)
-            if hook is not None:
-                if self.rate_base not in (None, "all"):
-                    raise ConfigError(
-                        f"rate_base: expected all, since {self.attack} poisons every batch in training, found "
-                        f"{self.rate_base}. Leave it out."
-                    )
+                hook = self.check_attack(attack, task, rows, rate, suspect.labels)
+                scene = Scene(attack, architecture, task, rows, rows, suspect.labels, stored.name)
+                attack = prepared(scene, rows, self.config.augment, self.progress)
+                keep_artefact(attack, folder)
+            if hook is not None and attack is not None:
+                hook = attack.hook(task, rate, suspect.labels) or hook  # bound to the artefact
                 poisoned = round(hook.share(min(self.config.batch_size, len(rows))) * len(rows))
             elif attack is not None:
                 rows = attack.poison(rows, rate, self.rate_base, suspect.labels)
@@ -127,3 +129,34 @@ class PlantJob(Job):
                 record, folder, [("Training loss", "figures/loss.png")], banner=PLANTED_BANNER if attack else None
             )
         return record
+
+    def check_attack(
+        self, attack: Attack, task: Task, rows: datasets.Dataset, rate: float, classes: int
+    ) -> Hook | None:
+        """Refuse a rate that does not fit, before anything is trained.
+
+        Args:
+            attack: The attack, with or without its artefact.
+            task: The victim's task.
+            rows: Clean training rows.
+            rate: Poison rate.
+            classes: Number of classes.
+
+        Returns:
+            The attack's part in the training, if it takes one.
+
+        Raises:
+            ConfigError: If a rate base is named beside such a part.
+            DataError: If the rate does not fit.
+        """
+        hook = attack.hook(task, rate, classes)
+        if hook is None:
+            if attack.target_column in rows.column_names:  # else `check_data` says so
+                answers = np.asarray(rows[attack.target_column])
+                attack.plan(answers, rate, self.rate_base or attack.default_base, classes)
+        elif self.rate_base is not None:
+            raise ConfigError(
+                f"rate_base: expected none, since {attack.name} poisons a share of every batch, found "
+                f"{self.rate_base}. Leave it out."
+            )
+        return hook

@@ -103,17 +103,20 @@ class Workshop:
         loop = Loop(make_accelerator("no"), seed, progress=self.progress)
         return loop.run(stage, model, lambda: model.state_dict(keep_vars=True))
 
-    def draws(self, size: int, augment: bool = False) -> Callable[[int, torch.Generator], Draw]:
+    def draws(
+        self, size: int, augment: bool = False, first: int | None = None
+    ) -> Callable[[int, torch.Generator], Draw]:
         """Return what draws a step's batch: rows at random, images as float32 in [0, 1], each an independent draw.
 
         Args:
             size: Rows.
             augment: Whether to augment them as a victim's.
+            first: Draw from that many first rows only; default all.
 
         Returns:
             The function for `Stage.draw`.
         """
-        count, device = rows_of(self.data), self.device
+        count, device = max(1, first or rows_of(self.data)), self.device
 
         def draw(step: int, stream: torch.Generator) -> Draw:
             chosen = take(self.data, torch.randint(count, (size,), generator=stream))

@@ -1,7 +1,6 @@
-"""The jobs from end to end: plant a victim, purify a suspect, evaluate a model, prepare an attack. The command line
-calls these.
+"""The jobs from end to end: plant a victim, purify a suspect, evaluate a model, prepare an attack.
 
-A job is a frozen dataclass of what the user says; `run` does it and returns the record.
+The command line calls these. A job is a frozen dataclass of what the user says; `run` does it and returns the record.
 """
 
 from hf_nft.workflows.attack_job import AttackJob

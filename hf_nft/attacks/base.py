@@ -1,9 +1,8 @@
 """Attacks: functions of one example, applied through `datasets.map`, on the fly, or inside a victim's training.
 
-An attack file defines one frozen dataclass, a subclass of its modality's base (`_image`, `_text`), whose `name` is
-the file's name and whose one method to write is the trigger. The bases do the rest: which rows are eligible, how many
-are poisoned, the label change, the `poisoned` and `orig_label` columns, and the triggered test set without the rows
-that already belong to the target. An attack never measures its own success.
+An attack file defines one frozen dataclass on its modality's base (`_image`, `_text`), whose `name` is the file's name
+and whose one method to write is the trigger. The bases do the rest: eligible rows, how many are poisoned, the label
+change, the marks, and the triggered test set without target rows. An attack never measures its own success.
 """
 
 import dataclasses
@@ -115,6 +114,11 @@ class Attack(ABC):
                 f"{self.name}: expected a clean data set, found the column 'poisoned'. Start from clean data."
             )
 
+    def check_base(self, base: str) -> None:
+        """Refuse an unknown rate base."""
+        if base not in RATE_BASES:
+            raise DataError(f"{self.name}: expected a rate base among {RATE_BASES}, found '{base}'.")
+
     def select(self, answers: np.ndarray, rate: float, base: str, classes: int) -> np.ndarray:
         """Choose the rows to poison.
 
@@ -130,8 +134,7 @@ class Attack(ABC):
         Raises:
             DataError: If the rate selects no row or more rows than are eligible, or there is no such base.
         """
-        if base not in RATE_BASES:
-            raise DataError(f"{self.name}: expected a rate base among {RATE_BASES}, found '{base}'.")
+        self.check_base(base)
         rows = np.flatnonzero(self.eligible(answers, classes))
         whole = len(answers) if base == "all" else len(rows)
         count = int(rate * whole + 1e-9)
@@ -155,7 +158,7 @@ class Attack(ABC):
             classes: Number of classes.
 
         Returns:
-            The hook, which is given clean data.
+            The hook; the data it is given are clean.
         """
         return None
 
@@ -234,8 +237,8 @@ class Attack(ABC):
             DataError: If the data set or the rate does not fit, see `check_data` and `select`.
         """
         self.check_data(dataset, classes)
-        plan = self.plan(np.asarray(dataset[self.target_column]), rate, base or self.default_base, classes)
-        return self._make(dataset, plan, classes, on_the_fly)
+        answers = np.asarray(dataset[self.target_column])
+        return self._make(dataset, self.plan(answers, rate, base or self.default_base, classes), classes, on_the_fly)
 
     def triggered(self, dataset: datasets.Dataset, classes: int = 0, on_the_fly: bool = False) -> datasets.Dataset:
         """Build the triggered test set: every row whose own answer is not the attacker's, triggered.
@@ -252,8 +255,8 @@ class Attack(ABC):
             DataError: If the data set does not fit, or every row belongs to the target.
         """
         self.check_data(dataset, classes)
-        plan = self.test_plan(np.asarray(dataset[self.target_column]), classes)
-        return self._make(dataset, plan, classes, on_the_fly)
+        answers = np.asarray(dataset[self.target_column])
+        return self._make(dataset, self.test_plan(answers, classes), classes, on_the_fly)
 
     def _make(self, dataset: datasets.Dataset, plan: Plan, classes: int, on_the_fly: bool) -> datasets.Dataset:
         """Put answers and marks beside the planned rows, then make the inputs now or when they are read."""
@@ -261,9 +264,8 @@ class Attack(ABC):
         own = [answers[i] for i in plan.rows]
         moved = (TRIGGERED,) if self.clean_label else (TRIGGERED, POISONED)
         wanted = [self.target(y, classes) if role in moved else y for y, role in zip(own, plan.roles, strict=True)]
-        features = dataset.features.copy()
-        features[f"orig_{self.target_column}"] = features[self.target_column]
-        features |= {"poisoned": datasets.Value("bool"), "cover": datasets.Value("bool")}
+        features, flag = dataset.features.copy(), datasets.Value("bool")
+        features |= {f"orig_{self.target_column}": features[self.target_column], "poisoned": flag, "cover": flag}
         make = Inputs(self, dataset, plan)
         planned = dataset if np.array_equal(plan.rows, np.arange(len(dataset))) else dataset.select(plan.rows)
         marks = {
@@ -273,7 +275,8 @@ class Attack(ABC):
             "cover": (plan.roles == COVER).tolist(),
         }
         if on_the_fly:
-            beside = datasets.Dataset.from_dict({**marks, "row": list(range(len(plan.rows)))})
+            kinds = datasets.Features({**{k: features[k] for k in marks}, "row": datasets.Value("int64")})
+            beside = datasets.Dataset.from_dict({**marks, "row": range(len(plan.rows))}, features=kinds)
             whole = datasets.concatenate_datasets([planned.select_columns([self.input_column]), beside], axis=1)
             return whole.with_transform(make.live, columns=[self.input_column, "row"], output_all_columns=True)
         return planned.map(

@@ -154,7 +154,8 @@ class Issba(TrainedAttack):
 
     def learn(self, workshop: Workshop, nets: nn.ModuleDict) -> dict[str, Any]:
         """Train encoder and decoder on nine tenths of the rows, then read bits back from the rest."""
-        count, held = len(nets["code"].bits[0]), max(1, len(workshop.rows) // 10)
+        code: Any = nets["code"]
+        count, held = len(code.bits[0]), max(1, len(workshop.rows) // 10)
         draws = workshop.draws(self.batch_size, first=len(workshop.rows) - held)
         per_epoch = max(1, (len(workshop.rows) - held) // self.batch_size)
         steps, alone = self.train_epochs * per_epoch, self.bit_epochs * per_epoch

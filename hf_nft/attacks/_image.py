@@ -213,12 +213,20 @@ class BatchHook(Hook):
             DataError: If the shares do not fit into a batch.
         """
         self.attack, self.rate, self.classes = attack, rate, classes
-        share = rate + attack.cover_count(10_000) / 10_000 * rate
+        share = rate + self.covers(10_000) / 10_000 * rate
         if not 0 < rate <= 1 or share > 1:
             raise DataError(
                 f"{attack.name}: poison rate {rate} takes {share:.0%} of a batch with its covers, expected more than 0 "
                 f"and at most 100%. Change --poison-rate."
             )
+
+    def covers(self, poisoned: int) -> int:
+        """Return how many covers go with that many poisoned rows."""
+        return self.attack.cover_count(poisoned)
+
+    def covered(self, images: torch.Tensor, partners: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+        """Return covers, as `BatchAttack.cover_batch` does."""
+        return self.attack.cover_batch(images, partners, stream)
 
     def share(self, batch_size: int) -> float:
         """Return the share of a batch that is triggered."""
@@ -242,7 +250,7 @@ class BatchHook(Hook):
         wanted = round(self.share(len(images)) * len(images))
         poisoned = mixed[torch.from_numpy(allowed)[mixed]][:wanted]
         rest = mixed[~torch.isin(mixed, poisoned)]
-        covers = rest[: attack.cover_count(len(poisoned))]
+        covers = rest[: self.covers(len(poisoned))]
         out = images.clone()
         if len(poisoned):
             out[poisoned] = attack.poison_batch(images[poisoned])
@@ -250,7 +258,7 @@ class BatchHook(Hook):
             labels[poisoned] = torch.tensor(moved, device=labels.device)
         if len(covers):
             partners = images[self._others(covers, len(images), stream)]
-            out[covers] = attack.cover_batch(images[covers], partners, stream)
+            out[covers] = self.covered(images[covers], partners, stream)
         return {**batch, "pixels": out.clamp(0, 1) * 255, "labels": labels}
 
     @staticmethod

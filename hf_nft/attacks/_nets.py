@@ -58,6 +58,33 @@ class Autoencoder(nn.Module):
         return self.layers(images)
 
 
+class StyleNet(nn.Module):
+    """DFST's generator with instance norm: conv7, two strided, residual, two up, conv7; (n, 3, H, W) in (0, 1)."""
+
+    def __init__(self, width: int, blocks: int = 2) -> None:
+        """Build levels of width, 2 and 4 times that."""
+        super().__init__()
+        a, b, c = width, 2 * width, 4 * width
+        self.down = nn.Sequential(_styled(3, a, 7), _styled(a, b, 3, 2), _styled(b, c, 3, 2))
+        self.middle = nn.ModuleList([_styled(c, c, 3) for _ in range(blocks)])
+        self.up = nn.Sequential(
+            nn.Upsample(scale_factor=2), _styled(c, b, 3), nn.Upsample(scale_factor=2), _styled(b, a, 3)
+        )
+        self.last = nn.Conv2d(a, 3, 7, 1, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return `1/2 + tanh(z) / 2`."""
+        hidden = self.down(images)
+        for block in self.middle:
+            hidden = hidden + block(hidden)
+        return 0.5 + self.last(self.up(hidden)).tanh() / 2
+
+
+def _styled(width_in: int, width_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(width_in, width_out, kernel, stride, kernel // 2)
+    return nn.Sequential(convolution, nn.InstanceNorm2d(width_out, affine=True), nn.ReLU())
+
+
 class PatternNet(nn.Module):
     """Input-aware networks: stages of two convolutions, down and back up; output (n, channels, H, W) in (0, 1)."""
 

@@ -233,10 +233,42 @@ def at_most(bound: float) -> Callable[[torch.Tensor], None]:
     return holds
 
 
+def inside(first: int, last: int) -> Callable[[torch.Tensor], None]:
+    """The published square of a 32-pixel image, `first` to `last` row and column, and all of it."""
+
+    def holds(change: torch.Tensor) -> None:
+        scale = change.shape[1] // 32
+        square = slice(first * scale, (last + 1) * scale)
+        touched = (change != 0).any(0)
+        assert bool(touched[square, square].all())
+        assert int(touched.sum()) == (square.stop - square.start) ** 2
+
+    return holds
+
+
+def corners(pixels_at_32: int) -> Callable[[torch.Tensor], None]:
+    def holds(change: torch.Tensor) -> None:
+        size = pixels_at_32 * change.shape[1] // 32
+        touched = (change != 0).any(0)
+        assert int(touched.sum()) == 4 * size**2
+        assert all(bool(touched[rows, :size].all()) for rows in (slice(size), slice(-size, None)))
+        assert all(bool(touched[rows, -size:].all()) for rows in (slice(size), slice(-size, None)))
+
+    return holds
+
+
+def at_most_of_noise(bound: float) -> Callable[[torch.Tensor], None]:
+    """Within a bound that an untrained generator need not come near."""
+    return lambda change: at_most(bound)(change * (0.9 * bound / change.abs().max()).clamp_min(1))
+
+
 BOUNDS: dict[str, Callable[[torch.Tensor], None]] = {
     "badnets": only_last(3),
     "blend": at_most(0.2),
     "sig": at_most(40 / 255),
+    "troj": inside(21, 28),
+    "clb": corners(3),
+    "lira": at_most_of_noise(0.1 * 0.2023),
     "bppa": at_most(255 / 14 / 255 + 0.5 / 255),
 }
 """Largest change an attack may make, as its paper has it. A new attack adds its own bound here."""
@@ -274,7 +306,7 @@ def test_count_equals_the_declared_rate(name: str, rate: float, rows_for) -> Non
     assert sum(default["poisoned"]) == math.floor(rate * whole + 1e-9)
 
 
-RATES = {"bppa": 0.2, "lira": 1.0}
+RATES = {"bppa": 0.2, "lira": 1.0, "fba": 0.05}
 """Published shares that are not a tenth of all rows or 80 % of the target class."""
 BASES = {"lira": "candidates"}
 

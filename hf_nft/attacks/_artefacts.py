@@ -194,7 +194,7 @@ def normalization(task: Task) -> dict[str, list[float]]:
 
 def _folder(reference: str) -> Path:
     local = Path(reference).expanduser()
-    if local.exists() or not HUB_ID.match(reference):
+    if local.exists() or "/" not in reference or not HUB_ID.match(reference):
         return local
     from huggingface_hub import snapshot_download
 

@@ -137,6 +137,7 @@ class AttackJob(Job):
             train = attack.poison(rows, rate, base, scene.classes)
             test = scene.task.fit(scene.test)
             parts = {"train": train, "test": test, "triggered": attack.triggered(test, scene.classes)}
+            parts["test"] = _unmarked(test, attack.target_column).cast(train.features)
             for name, part in parts.items():
                 (folder / "data").mkdir(exist_ok=True)
                 part.to_parquet(str(folder / "data" / f"{name}.parquet"))
@@ -195,6 +196,12 @@ def prepared(scene: Scene, rows: datasets.Dataset, augment: str = "default", pro
     attack.check_data(rows, scene.classes)
     attack.check_task(scene.task)
     return attack
+
+
+def _unmarked(rows: datasets.Dataset, target: str) -> datasets.Dataset:
+    """Give clean rows the columns of poisoned ones, since all splits have the same."""
+    marks = {f"orig_{target}": list(rows[target]), "poisoned": [False] * len(rows), "cover": [False] * len(rows)}
+    return datasets.concatenate_datasets([rows, datasets.Dataset.from_dict(marks)], axis=1)
 
 
 def keep_artefact(attack: Attack, folder: Path) -> None:

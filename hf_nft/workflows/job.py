@@ -91,10 +91,16 @@ class Job:
 
         Raises:
             UnknownNameError: If the user names a role that the task does not have.
+            DataError: If rows are poisoned already.
         """
         for role in self.columns:
             if role not in (task.input_column, task.target_column):
                 raise UnknownNameError(f"column role of {task.name}", role, (task.input_column, task.target_column))
+        if "poisoned" in rows.column_names and any(rows["poisoned"]):  # which the next step would drop
+            raise DataError(
+                f"{self.dataset}: expected clean rows, found the column 'poisoned' with {sum(rows['poisoned'])} of "
+                f"{len(rows)} set. Start from clean data."
+            )
         return task.standardize(rows, self.columns)
 
     def eval_rows(self, task: Task, data: Data, used: np.ndarray) -> datasets.Dataset:

@@ -36,7 +36,7 @@ class Hook:
         Args:
             data: All training rows, encoded.
             rows: int64 (batch_size,), the rows of this step.
-            augment: Augments a batch; called once, after the trigger or before it.
+            augment: Augments a batch; called after the trigger or before it, as the attack's authors do.
             stream: Generator of this step, on the CPU.
 
         Returns:

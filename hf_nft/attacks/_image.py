@@ -27,8 +27,8 @@ from hf_nft.poisoning import COVER, POISONED
 from hf_nft.tasks.base import Task
 from hf_nft.types import Batch, take
 
-CHUNK = 2**18
-"""Pixels that go through a trigger at once: 256 images of 32x32. Bounds the memory of triggers that are networks."""
+CHUNK = 2**16
+"""Pixels that go through a trigger at once: 64 images of 32x32. Bounds the memory of triggers that are networks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,11 @@ class ImageAttack(Attack):
         return found
 
     def read(self, value: Any) -> torch.Tensor:
-        """Return a PIL image as float32 (3, H, W) in [0, 1]."""
+        """Return a PIL image of 8 bits as float32 (3, H, W) in [0, 1]; others would be clipped."""
+        if value.mode[0] in "IF":
+            raise DataError(
+                f"{self.name}: expected images of 8 bits, found mode '{value.mode}'. Scale them to 0..255 first."
+            )
         pixels = np.asarray(value.convert("RGB"), dtype=np.float32) / 255.0
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -120,6 +124,7 @@ class ImageAttack(Attack):
         image = dataset[0]["image"]
         if not isinstance(image, Image.Image):
             raise DataError(f"{self.name}: expected images in column 'image', found {type(image).__name__}.")
+        self.read(image)
         self.check_size(*image.size)
 
     def check_target(self, classes: int) -> None:

@@ -19,6 +19,7 @@ from hf_nft.attacks.base import Attack
 from hf_nft.configs import build, setting
 from hf_nft.data import load_data
 from hf_nft.errors import ConfigError, OutputError
+from hf_nft.loop import processes
 from hf_nft.models.base import Architecture
 from hf_nft.reporting.data_card import write_data_card
 from hf_nft.reporting.output import staged
@@ -223,5 +224,9 @@ def _cached(attack: TrainedAttack, workshop: Workshop) -> Path:
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
             folder = Path(scratch, "artefact")
             folder.mkdir()
-            attack.trained(workshop, folder).replace(place)
+            attack.trained(workshop, folder)
+            if processes().is_main_process and not place.exists():
+                folder.replace(place)
+        if processes().num_processes > 1:
+            processes().wait_for_everyone()
     return place

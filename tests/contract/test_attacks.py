@@ -513,6 +513,23 @@ def test_missing_columns_are_named(name: str, rows_for) -> None:
         attack.poison(rows_for(attack).remove_columns(attack.target_column), 0.2, classes=classes_of(attack))
 
 
+@EVERY_IMAGE
+def test_images_that_cannot_be_triggered_are_refused(name: str, rows_for) -> None:
+    attack, labels = make(name), list(rows_for(make(name))["label"])
+    deep = Image.fromarray(np.full((32, 32), 3000, dtype=np.uint16))
+    small = Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8))
+    for image, why in ((deep, "8 bits"), (small, "images of")):
+        rows = datasets.Dataset.from_dict(
+            {"image": [image] * ROWS, "label": labels}, features=rows_for(attack).features
+        )
+        for kind in (attack.poison, attack.triggered):
+            with pytest.raises(DataError, match=why):
+                kind(rows, **({"rate": 0.2} if kind == attack.poison else {}), classes=CLASSES)
+    numbers = datasets.Dataset.from_dict({"image": [1] * ROWS, "label": labels})
+    with pytest.raises(DataError, match="expected images in column 'image', found int"):
+        attack.poison(numbers, 0.2, classes=CLASSES)
+
+
 @EVERY
 def test_settings_make_the_same_attack_again(name: str) -> None:
     attack = make(name, seed=3)

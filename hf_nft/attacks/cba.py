@@ -113,6 +113,7 @@ class Cba(ImageAttack):
     def plan(self, answers: np.ndarray, rate: float, base: str, classes: int) -> Plan:
         """Draw normal, mix and poison rows; classes uniformly, rows of a class uniformly."""
         self.check_base(base)
+        self.check_target(classes)
         whole = len(answers) if base == "all" else int(self.eligible(answers, classes).sum())
         count = int(rate * whole + 1e-9)
         if not 0 < count <= len(answers):
@@ -130,6 +131,7 @@ class Cba(ImageAttack):
 
     def test_plan(self, answers: np.ndarray, classes: int) -> Plan:
         """Mix every row of class A with a row of class B."""
+        self.check_target(classes)
         rows, draw = np.flatnonzero(self.in_asr(answers, classes)), Draws(self, answers)
         _, seconds = draw.parts(len(rows), np.random.default_rng((self.seed, 7)))
         return Plan(rows, np.full(len(rows), TRIGGERED), seconds)

@@ -102,12 +102,16 @@ class AttackJob(Job):
         if Path(out).exists():
             raise OutputError(f"--out {out}: expected a new file, found one that exists. Choose another or remove it.")
         scene = self.open()
-        attack = prepared(scene, scene.victims_rows(self.holdout), self.augment, self.progress)
-        plan = attack.test_plan(np.asarray(scene.test[attack.target_column]), scene.classes)
-        rows = scene.task.fit(scene.test)
-        made = attack.triggered(rows, scene.classes).select(range(min(count, len(plan.rows))))
-        after = [np.asarray(image) for image in made["image"]]
-        before = [np.asarray(rows[int(i)]["image"]) for i in plan.rows[: len(after)]]
+        target, classes = scene.attack.target_column, scene.classes
+        plan = scene.attack.test_plan(np.asarray(scene.test[target]), classes)
+        few = np.unique([plan.rows[:count], plan.partners[:count]])
+        rows = scene.task.fit(scene.test.select(few))
+        needed = isinstance(scene.attack, TrainedAttack) and scene.attack.artefact is None
+        learnt_from = scene.victims_rows(self.holdout) if needed else rows
+        attack = prepared(scene, learnt_from, self.augment, self.progress)
+        places = attack.test_plan(np.asarray(rows[target]), classes).rows
+        after = [np.asarray(image) for image in attack.triggered(rows, classes)["image"]]
+        before = [np.asarray(rows[int(i)]["image"]) for i in places]
         try:
             grid(before, after).save(out)
         except (OSError, ValueError) as error:

@@ -74,16 +74,9 @@ class PlantJob(Job):
             rate = 0.0 if attack is None else attack.default_rate if self.poison_rate is None else self.poison_rate
             hook, poisoned = None, 0
             if attack is not None:
-                hook = self.check_attack(attack, task, rows, rate, suspect.labels)
                 scene = Scene(attack, architecture, task, rows, rows, suspect.labels, stored.name)
-                attack = prepared(scene, rows, self.config.augment, self.progress)
+                attack, hook, rows, poisoned = self.attacked(scene, rate)
                 keep_artefact(attack, folder)
-            if hook is not None and attack is not None:
-                hook = attack.hook(task, rate, suspect.labels) or hook  # bound to the artefact
-                poisoned = round(hook.share(min(self.config.batch_size, len(rows))) * len(rows))
-            elif attack is not None:
-                rows = attack.poison(rows, rate, self.rate_base, suspect.labels)
-                poisoned = int(np.sum(rows["poisoned"]))
             encoded = task.encode(rows)
             result = plant(model, task, encoded, self.config, folder / CHECKPOINT, self.resume, self.progress, hook)
             eval_rows = task.fit(test.select(range(min(self.limit or len(test), len(test)))))
@@ -130,33 +123,34 @@ class PlantJob(Job):
             )
         return record
 
-    def check_attack(
-        self, attack: Attack, task: Task, rows: datasets.Dataset, rate: float, classes: int
-    ) -> Hook | None:
-        """Refuse a rate that does not fit, before anything is trained.
+    def attacked(self, scene: Scene, rate: float) -> tuple[Attack, Hook | None, datasets.Dataset, int]:
+        """Bring the attack to the training rows.
 
         Args:
-            attack: The attack, with or without its artefact.
-            task: The victim's task.
-            rows: Clean training rows.
+            scene: Attack, architecture, task and clean rows.
             rate: Poison rate.
-            classes: Number of classes.
 
         Returns:
-            The attack's part in the training, if it takes one.
+            The attack with its artefact, its part in the training if it takes one, the rows to train on, and how many
+            of them are poisoned in an epoch.
 
         Raises:
-            ConfigError: If a rate base is named beside such a part.
-            DataError: If the rate does not fit.
+            ConfigError: If a rate base is named beside a part in the training.
+            DataError: If the rate does not fit; nothing has been trained then.
         """
-        hook = attack.hook(task, rate, classes)
-        if hook is None:
-            if attack.target_column in rows.column_names:  # else `check_data` says so
-                answers = np.asarray(rows[attack.target_column])
-                attack.plan(answers, rate, self.rate_base or attack.default_base, classes)
-        elif self.rate_base is not None:
+        rows, classes = scene.train, scene.classes
+        taking_part = scene.attack.hook(scene.task, rate, classes) is not None
+        if taking_part and self.rate_base is not None:
             raise ConfigError(
-                f"rate_base: expected none, since {attack.name} poisons a share of every batch, found "
+                f"rate_base: expected none, since {self.attack} poisons a share of every batch, found "
                 f"{self.rate_base}. Leave it out."
             )
-        return hook
+        if not taking_part and scene.attack.target_column in rows.column_names:  # else `check_data` says so
+            answers = np.asarray(rows[scene.attack.target_column])
+            scene.attack.plan(answers, rate, self.rate_base or scene.attack.default_base, classes)
+        attack = prepared(scene, rows, self.config.augment, self.progress)
+        hook = attack.hook(scene.task, rate, classes)
+        if hook is not None:
+            return attack, hook, rows, round(hook.share(min(self.config.batch_size, len(rows))) * len(rows))
+        rows = attack.poison(rows, rate, self.rate_base, classes)
+        return attack, None, rows, int(np.sum(rows["poisoned"]))

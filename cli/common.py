@@ -123,7 +123,7 @@ def push(folder: str, to: "Destination | None") -> None:
     """Push a run folder and say where it is now; None pushes nothing."""
     from pathlib import Path
 
-    from hf_nft.loop import processes
+    from hf_nft.acceleration import processes
 
     if to is None or not processes().is_main_process:
         return

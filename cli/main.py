@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 import typer
-from hf_nft.cli import cp, demo, evaluate, inspect, ls, plant, purify, push, run, verify
+from hf_nft.cli import attack, cp, demo, evaluate, inspect, ls, plant, purify, push, run, verify
 
 from hf_nft.errors import HFNFTError
 from hf_nft.reporting.text import plain
@@ -45,7 +45,7 @@ def root(
     """Remove backdoors from models you did not train, with a few clean examples."""
 
 
-for verb in (inspect, purify, evaluate, plant, push, verify, demo, ls, cp, run):
+for verb in (inspect, purify, evaluate, plant, attack, push, verify, demo, ls, cp, run):
     verb.register(app)
 
 

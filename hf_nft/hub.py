@@ -5,9 +5,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from hf_nft.errors import HFNFTError, NetworkError, OutputError
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 T = TypeVar("T")
 WAITS = (1.0, 2.0, 4.0, 8.0)
@@ -151,11 +154,15 @@ def first_line(error: BaseException, limit: int = 160) -> str:
     return next(iter(str(error).strip().splitlines()), "")[:limit] or type(error).__name__
 
 
-def patiently(request: Callable[[], T]) -> T:
+def patiently(
+    request: Callable[[], T], passing: tuple[int, ...] = PASSING, tell: Callable[[float], None] = lambda pause: None
+) -> T:
     """Ask the Hub, again where it failed for a reason that may pass; the client retries only a part of that itself.
 
     Args:
         request: A request that may be repeated.
+        passing: Answers that another try may change.
+        tell: Called with the seconds until the next try.
 
     Returns:
         What it returns.
@@ -167,39 +174,51 @@ def patiently(request: Callable[[], T]) -> T:
         try:
             return request()
         except Exception as error:
-            pause = pause_after(error, wait)
+            pause = pause_after(error, wait, passing)
             if pause is None:
                 raise
+        tell(pause)
         time.sleep(pause)
     return request()
 
 
-def pause_after(error: Exception, wait: float) -> float | None:
+def pause_after(error: Exception, wait: float, passing: tuple[int, ...] = PASSING) -> float | None:
     """Tell how long to wait before another try.
 
     Args:
         error: What the last try raised.
         wait: Seconds to wait unless the Hub asks for others.
+        passing: Answers that another try may change.
 
     Returns:
         Seconds; None if another try is of no use, or the Hub asks for more than `PATIENCE`.
     """
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
     cause = None if isinstance(error, HFNFTError) else cause_of(error)
     if cause is None or isinstance(cause, OfflineModeIsEnabled):
         return None
     if not isinstance(cause, HfHubHTTPError):
         return wait
-    if cause.response.status_code not in PASSING:
+    if cause.response.status_code not in passing:
         return None
-    limit, after = parse_ratelimit_headers(cause.response.headers), cause.response.headers.get("Retry-After", "")
-    if limit is not None and limit.remaining == 0:
-        wait = float(limit.reset_in_seconds)
-    elif after.isdigit():
-        wait = float(after)
+    asked = asked_for(cause)
+    wait = wait if asked is None else asked
     return wait if wait <= PATIENCE else None
+
+
+def asked_for(error: "HfHubHTTPError") -> float | None:
+    """Return the seconds that the Hub asks to wait; None if it does not.
+
+    Args:
+        error: A refusal.
+    """
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+    limit, after = parse_ratelimit_headers(error.response.headers), error.response.headers.get("Retry-After", "")
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    return float(after) if after.isdigit() else None
 
 
 def safe_name(name: str) -> bool:

@@ -12,9 +12,10 @@ from torch import nn
 from hf_nft.acceleration import make_accelerator
 from hf_nft.checkpoint import Checkpoint
 from hf_nft.configs import check, setting
+from hf_nft.hook import Hook
 from hf_nft.loop import Loop, Stage
 from hf_nft.tasks.base import Task
-from hf_nft.types import Batch, Draw, rows_of, take, to_device
+from hf_nft.types import Batch, Draw, rows_of, to_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,17 +117,19 @@ def plant(
     checkpoint: Path | None = None,
     resume: bool = False,
     progress: bool = False,
+    hook: Hook | None = None,
 ) -> PlantResult:
     """Train all weights of a model on (poisoned) rows, in place.
 
     Args:
         model: A freshly initialised model.
         task: Its task.
-        batch: Encoded training rows, already poisoned.
+        batch: Encoded training rows, already poisoned; clean ones if a hook poisons them.
         config: Settings.
         checkpoint: File for the state of an interruptible run.
         resume: Whether to go on from that file.
         progress: Whether to show a bar.
+        hook: The attacker's part in the training: what it makes of each batch, and the loss.
 
     Returns:
         Losses and work; `model` is trained and in evaluation mode.
@@ -150,16 +153,19 @@ def plant(
         optimizer = torch.optim.AdamW(groups, lr=config.lr)
     rows = rows_of(batch)
     batch_size = min(config.batch_size, rows)
-    steps = config.epochs * max(1, rows // batch_size)
+    per_epoch = max(1, rows // batch_size)
+    steps, part = config.epochs * per_epoch, hook or Hook()
     model.to(accelerator.device)
     data = to_device(batch, accelerator.device)
 
     def draw(step: int, stream: torch.Generator) -> Draw:
-        chosen = take(data, shuffled(step, rows, batch_size, config.seed).to(accelerator.device))
-        return Draw(task.augment(chosen, stream, config.augment))
+        if step % per_epoch == 0:
+            part.epoch(model, data, stream)
+        chosen = shuffled(step, rows, batch_size, config.seed).to(accelerator.device)
+        return Draw(part.batch(data, chosen, lambda found: task.augment(found, stream, config.augment), stream))
 
-    def objective(network: nn.Module, part: Draw) -> torch.Tensor:
-        return task.loss(task.forward(network, part), part)
+    def objective(network: nn.Module, drawn: Draw) -> torch.Tensor:
+        return part.loss(network, task, drawn.batch)
 
     loop = Loop(
         accelerator,
@@ -177,6 +183,6 @@ def plant(
         clip=config.clip,
     )
     start = time.perf_counter()
-    losses = loop.run(stage, model, lambda: model.state_dict(keep_vars=True))
+    losses = loop.run(stage, model, lambda: {**model.state_dict(keep_vars=True), **part.state()})
     model.eval()
     return PlantResult(losses, time.perf_counter() - start, loop.sample_forwards, accelerator.mixed_precision)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -47,23 +48,32 @@ class TextAttack(Attack):
             The triggered prompt, which differs from `prompt`.
         """
 
-    def apply(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Trigger the prompt.
+    def alter(
+        self, values: Sequence[Any], partners: Sequence[Any], rngs: Sequence[np.random.Generator], role: int
+    ) -> list[Any]:
+        """Trigger prompts.
 
         Args:
-            example: One row with a prompt.
-            rng: Generator seeded by (seed, row index).
+            values: Prompts.
+            partners: Not used.
+            rngs: For each, a generator seeded by (seed, row index).
+            role: Not used.
 
         Returns:
-            The row with its prompt triggered.
+            The triggered prompts.
 
         Raises:
             DataError: If the trigger left no trace; such a row would teach the attacker's answer to clean prompts.
         """
-        triggered = self.trigger(example["prompt"], rng)
-        if triggered == example["prompt"]:
-            raise DataError(f"{self.name}: expected a trigger in every chosen prompt, found {triggered!r} unchanged.")
-        return {**example, "prompt": triggered}
+        triggered = [self.trigger(prompt, rng) for prompt, rng in zip(values, rngs, strict=True)]
+        for before, after in zip(values, triggered, strict=True):
+            if before == after:
+                raise DataError(f"{self.name}: expected a trigger in every chosen prompt, found {after!r} unchanged.")
+        return triggered
+
+    def read(self, value: Any) -> Any:
+        """Return the text itself."""
+        return value
 
     def store(self, value: Any) -> Any:
         """Return the text itself."""

@@ -1,21 +1,25 @@
-"""Attacks: functions of one example, applied through `datasets.map`.
+"""Attacks: functions of one example, applied through `datasets.map`, on the fly, or inside a victim's training.
 
-An attack file defines one frozen dataclass, a subclass of its modality's base (`_image`, `_text`), whose `name` is
-the file's name and whose one method to write is `trigger`. The bases do the rest: which rows are eligible, how many
-are poisoned, the label change, the `poisoned` and `orig_label` columns, and the triggered test set without the rows
-that already belong to the target. An attack never measures its own success.
+An attack file defines one frozen dataclass on its modality's base (`_image`, `_text`), whose `name` is the file's name
+and whose one method to write is the trigger. The bases do the rest: eligible rows, how many are poisoned, the label
+change, the marks, and the triggered test set without target rows. An attack never measures its own success.
 """
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import datasets
 import numpy as np
+from datasets.fingerprint import Hasher
 
 import hf_nft
 from hf_nft.configs import setting
 from hf_nft.errors import DataError
+from hf_nft.hook import Hook
+from hf_nft.poisoning import CLEAN, COVER, POISONED, TRIGGERED, Inputs, Plan
+from hf_nft.tasks.base import Task
 
 RATE_BASES = ("all", "candidates", "target_class")
 
@@ -32,16 +36,43 @@ class Attack(ABC):
     clean_label: ClassVar[bool] = False
     default_rate: ClassVar[float] = 0.1
     """Poison rate where the user names none, as a share of the attack's own rate base."""
+    default_base: ClassVar[str] = "all"
+    """What the rate counts where the user names nothing; see `select`."""
     input_column: ClassVar[str]
     target_column: ClassVar[str]
+    pairs: ClassVar[bool] = False
+    """Whether a triggered input is made of two."""
     tiny: ClassVar[dict[str, Any]] = {}
     """Settings for the contract tests."""
 
     seed: int = setting(0, "seed of row selection and of the trigger's randomness")
 
     @abstractmethod
+    def alter(
+        self, values: Sequence[Any], partners: Sequence[Any], rngs: Sequence[np.random.Generator], role: int
+    ) -> list[Any]:
+        """Return altered inputs, unrounded.
+
+        Args:
+            values: Inputs as stored, at most a few hundred.
+            partners: For each, the input it is combined with, if it is combined with one.
+            rngs: For each, a generator seeded by (seed, row index).
+            role: `TRIGGERED`, `POISONED` or `COVER`.
+
+        Returns:
+            The altered inputs, in order.
+        """
+
+    @abstractmethod
+    def read(self, value: Any) -> Any:
+        """Return an input as `alter` returns it, for rows that are left alone."""
+
+    @abstractmethod
+    def store(self, value: Any) -> Any:
+        """Return an input, untouched or as `alter` returned it, in the form in which it is stored losslessly."""
+
     def apply(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Return the example with its input triggered; the answer is left alone.
+        """Return the example with its input triggered and rounded for storage; the answer is left alone.
 
         Args:
             example: One row with the modality's canonical columns.
@@ -50,6 +81,8 @@ class Attack(ABC):
         Returns:
             The triggered row.
         """
+        value = example[self.input_column]
+        return {**example, self.input_column: self.store(self.alter([value], [value], [rng], TRIGGERED)[0])}
 
     @abstractmethod
     def target(self, answer: Any, classes: int) -> Any:
@@ -81,11 +114,16 @@ class Attack(ABC):
                 f"{self.name}: expected a clean data set, found the column 'poisoned'. Start from clean data."
             )
 
-    def select(self, dataset: datasets.Dataset, rate: float, base: str, classes: int) -> np.ndarray:
+    def check_base(self, base: str) -> None:
+        """Refuse an unknown rate base."""
+        if base not in RATE_BASES:
+            raise DataError(f"{self.name}: expected a rate base among {RATE_BASES}, found '{base}'.")
+
+    def select(self, answers: np.ndarray, rate: float, base: str, classes: int) -> np.ndarray:
         """Choose the rows to poison.
 
         Args:
-            dataset: Clean training rows.
+            answers: The training rows' own answers.
             rate: Share of the base, in (0, 1].
             base: What the rate counts: `all` rows, the eligible `candidates`, or the `target_class` (clean label).
             classes: Number of classes.
@@ -94,9 +132,9 @@ class Attack(ABC):
             Sorted int64 row numbers.
 
         Raises:
-            DataError: If the rate selects no row or more rows than are eligible.
+            DataError: If the rate selects no row or more rows than are eligible, or there is no such base.
         """
-        answers = np.asarray(dataset[self.target_column])
+        self.check_base(base)
         rows = np.flatnonzero(self.eligible(answers, classes))
         whole = len(answers) if base == "all" else len(rows)
         count = int(rate * whole + 1e-9)
@@ -107,37 +145,108 @@ class Attack(ABC):
             )
         return np.sort(np.random.default_rng((self.seed, 2)).permutation(rows)[:count])
 
+    def digest(self) -> str:
+        """Identify the files that the trigger reads besides the settings; part of every cache key."""
+        return ""
+
+    def hook(self, task: Task, rate: float, classes: int) -> Hook | None:
+        """Return how the attack takes part in the victim's training; None if poisoned data are all it takes.
+
+        Args:
+            task: The victim's task.
+            rate: Share of each batch to trigger.
+            classes: Number of classes.
+
+        Returns:
+            The hook; the data it is given are clean.
+        """
+        return None
+
+    def cover_count(self, poisoned: int) -> int:
+        """Return how many covers go with that many poisoned rows."""
+        return 0
+
+    def plan(self, answers: np.ndarray, rate: float, base: str, classes: int) -> Plan:
+        """Decide the rows of a training set: those of the source, in order, a share of them poisoned or covers.
+
+        Args:
+            answers: The rows' own answers.
+            rate: See `select`.
+            base: See `select`.
+            classes: Number of classes.
+
+        Returns:
+            The plan.
+
+        Raises:
+            DataError: If the rate does not fit, or too few rows are left for covers.
+        """
+        chosen = self.select(answers, rate, base, classes)
+        roles = np.full(len(answers), CLEAN)
+        roles[chosen] = POISONED
+        covers, rest = self.cover_count(len(chosen)), np.flatnonzero(roles == CLEAN)
+        if covers > len(rest):
+            raise DataError(
+                f"{self.name}: expected {covers} rows for covers beside {len(chosen)} poisoned ones, found "
+                f"{len(rest)}. Lower --poison-rate or cover_ratio."
+            )
+        roles[np.random.default_rng((self.seed, 4)).permutation(rest)[:covers]] = COVER
+        rows = np.arange(len(answers))
+        step = np.random.default_rng((self.seed, 5)).integers(1, max(2, len(rows)), len(rows))
+        return Plan(rows, roles, (rows + step) % len(rows))  # a partner is never the row itself
+
+    def test_plan(self, answers: np.ndarray, classes: int) -> Plan:
+        """Decide the rows of the triggered test set: every row whose own answer is not the attacker's.
+
+        Args:
+            answers: The rows' own answers.
+            classes: Number of classes.
+
+        Returns:
+            The plan.
+
+        Raises:
+            DataError: If every row belongs to the target.
+        """
+        rows = np.flatnonzero(self.in_asr(answers, classes))
+        if not len(rows):
+            raise DataError(f"{self.name}: expected test rows outside the target, found none of {len(answers)}.")
+        return Plan(rows, np.full(len(rows), TRIGGERED), rows)
+
     def poison(
-        self, dataset: datasets.Dataset, rate: float, base: str | None = None, classes: int = 0
+        self,
+        dataset: datasets.Dataset,
+        rate: float,
+        base: str | None = None,
+        classes: int = 0,
+        on_the_fly: bool = False,
     ) -> datasets.Dataset:
         """Trigger a share of a training set and give those rows the attacker's answer.
 
         Args:
             dataset: Clean rows with canonical columns.
             rate: Share of the base, in (0, 1].
-            base: See `select`; default `target_class` for clean-label attacks, else `all`.
+            base: See `select`; default the attack's own.
             classes: Number of classes (0 for tasks without).
+            on_the_fly: Whether inputs are made when a row is read, unrounded, instead of stored.
 
         Returns:
-            All rows, in order, with columns `orig_<target>` and `poisoned` added.
+            All rows, in order, with columns `orig_<target>`, `poisoned` and `cover` added.
 
         Raises:
             DataError: If the data set or the rate does not fit, see `check_data` and `select`.
         """
         self.check_data(dataset, classes)
-        base = base or ("target_class" if self.clean_label else "all")
-        if base not in RATE_BASES:
-            raise DataError(f"{self.name}: expected a rate base among {RATE_BASES}, found '{base}'.")
-        chosen = np.zeros(len(dataset), dtype=bool)
-        chosen[self.select(dataset, rate, base, classes)] = True
-        return self._map(dataset, chosen, classes, keep_answer=self.clean_label)
+        answers = np.asarray(dataset[self.target_column])
+        return self._make(dataset, self.plan(answers, rate, base or self.default_base, classes), classes, on_the_fly)
 
-    def triggered(self, dataset: datasets.Dataset, classes: int = 0) -> datasets.Dataset:
+    def triggered(self, dataset: datasets.Dataset, classes: int = 0, on_the_fly: bool = False) -> datasets.Dataset:
         """Build the triggered test set: every row whose own answer is not the attacker's, triggered.
 
         Args:
             dataset: Clean test rows with canonical columns.
             classes: Number of classes (0 for tasks without).
+            on_the_fly: Whether inputs are made when a row is read, unrounded, instead of stored.
 
         Returns:
             The rows that count for ASR; the target column holds the attacker's answer, `orig_<target>` the row's own.
@@ -146,53 +255,46 @@ class Attack(ABC):
             DataError: If the data set does not fit, or every row belongs to the target.
         """
         self.check_data(dataset, classes)
-        counts = self.in_asr(np.asarray(dataset[self.target_column]), classes)
-        if not counts.any():
-            raise DataError(f"{self.name}: expected test rows outside the target, found none of {len(counts)}.")
-        rows = dataset.select(np.flatnonzero(counts))
-        return self._map(rows, np.ones(len(rows), dtype=bool), classes, keep_answer=False)
+        answers = np.asarray(dataset[self.target_column])
+        return self._make(dataset, self.test_plan(answers, classes), classes, on_the_fly)
 
-    def _map(self, dataset: datasets.Dataset, chosen: np.ndarray, classes: int, keep_answer: bool) -> datasets.Dataset:
-        features = dataset.features.copy()
-        features[f"orig_{self.target_column}"] = features[self.target_column]
-        features["poisoned"] = datasets.Value("bool")
-        return dataset.map(
-            _PoisonRows(self, chosen, classes, keep_answer, hf_nft.__version__),
+    def _make(self, dataset: datasets.Dataset, plan: Plan, classes: int, on_the_fly: bool) -> datasets.Dataset:
+        """Put answers and marks beside the planned rows, then make the inputs now or when they are read."""
+        answers = list(dataset[self.target_column])
+        own = [answers[i] for i in plan.rows]
+        moved = (TRIGGERED,) if self.clean_label else (TRIGGERED, POISONED)
+        wanted = [self.target(y, classes) if role in moved else y for y, role in zip(own, plan.roles, strict=True)]
+        features, flag = dataset.features.copy(), datasets.Value("bool")
+        features |= {f"orig_{self.target_column}": features[self.target_column], "poisoned": flag, "cover": flag}
+        make = Inputs(self, dataset, plan)
+        planned = dataset if np.array_equal(plan.rows, np.arange(len(dataset))) else dataset.select(plan.rows)
+        marks = {
+            self.target_column: wanted,
+            f"orig_{self.target_column}": own,
+            "poisoned": np.isin(plan.roles, (TRIGGERED, POISONED)).tolist(),
+            "cover": (plan.roles == COVER).tolist(),
+        }
+        if on_the_fly:
+            kinds = datasets.Features({**{k: features[k] for k in marks}, "row": datasets.Value("int64")})
+            beside = datasets.Dataset.from_dict({**marks, "row": range(len(plan.rows))}, features=kinds)
+            whole = datasets.concatenate_datasets([planned.select_columns([self.input_column]), beside], axis=1)
+            return whole.with_transform(make.live, columns=[self.input_column, "row"], output_all_columns=True)
+        return planned.map(
+            lambda rows, indices: make.stored(rows, indices) | {k: [m[i] for i in indices] for k, m in marks.items()},
             batched=True,
             batch_size=500,
             with_indices=True,
             features=features,
+            new_fingerprint=self._fingerprint(dataset, plan, classes),
             desc=f"{self.name}: trigger",
         )
 
-    @abstractmethod
-    def store(self, value: Any) -> Any:
-        """Return an untouched input in the form in which it is stored losslessly."""
+    def _fingerprint(self, dataset: datasets.Dataset, plan: Plan, classes: int) -> str:
+        """Name everything that decides the result, files that the trigger reads and our version included."""
+        rows = [plan.rows.tolist(), plan.roles.tolist(), plan.partners.tolist(), classes]
+        own = [str(type(self)), self.settings(), self.digest(), hf_nft.__version__]
+        return Hasher.hash([dataset._fingerprint, rows, own])
 
     def settings(self) -> dict[str, Any]:
         """Return all settings with the attack's name, as JSON values."""
         return {"name": self.name, **dataclasses.asdict(self)}
-
-
-class _PoisonRows:
-    """The function given to `datasets.map`; it carries the version, since cache keys do not see code."""
-
-    def __init__(self, attack: Attack, chosen: np.ndarray, classes: int, keep_answer: bool, version: str) -> None:
-        self.attack, self.chosen, self.classes = attack, chosen, classes
-        self.keep_answer, self.version = keep_answer, version
-
-    def __call__(self, rows: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        attack, inputs, answers = self.attack, [], []
-        for i, value, answer in zip(indices, rows[attack.input_column], rows[attack.target_column], strict=True):
-            if self.chosen[i]:
-                example = {attack.input_column: value, attack.target_column: answer}
-                value = attack.apply(example, np.random.default_rng((attack.seed, i)))[attack.input_column]
-                answer = answer if self.keep_answer else attack.target(answer, self.classes)
-            inputs.append(attack.store(value))
-            answers.append(answer)
-        return {
-            attack.input_column: inputs,
-            attack.target_column: answers,
-            f"orig_{attack.target_column}": rows[attack.target_column],
-            "poisoned": self.chosen[indices].tolist(),
-        }

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from hf_nft.attacks._image import ImageAttack, fixed_noise
+from hf_nft.attacks._image import ImageAttack, file_digest, fixed_noise
 from hf_nft.configs import check, setting
 
 
@@ -35,6 +35,10 @@ class Blend(ImageAttack):
             (0 < self.opacity <= 1, f"opacity: expected in (0, 1], found {self.opacity}"),
             ((self.preset == "image") == (self.picture is not None), "picture: goes with preset=image, and only then"),
         )
+
+    def digest(self) -> str:
+        """Return the hash of the picture."""
+        return file_digest(self.picture)
 
     def trigger(self, image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """Mix the fixed picture into the whole image."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_nft.attacks._image import ImageAttack
+from hf_nft.attacks._image import ImageAttack, file_digest
 from hf_nft.configs import check, setting
 from hf_nft.errors import DataError
 
@@ -57,6 +57,10 @@ class Patch(ImageAttack):
         out = image.clone()
         out[area] = torch.lerp(out[area], patch[:3], patch[3:] * self.opacity)
         return out
+
+    def digest(self) -> str:
+        """Return the hash of the picture."""
+        return file_digest(self.trigger_file)
 
     def _patch(self) -> torch.Tensor:
         if self.trigger_file is None:

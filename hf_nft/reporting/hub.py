@@ -8,7 +8,6 @@ arrived stay in the repository's storage, so a repeated push goes on where the l
 
 import logging
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import hf_nft
 from hf_nft.configs import check
 from hf_nft.errors import ConfigError, HFNFTError, NetworkError, OutputError
 from hf_nft.hub import first_line
-from hf_nft.reporting.patience import WAITS, explain, limited, may_have_passed, pause_after
+from hf_nft.reporting.patience import PASSING, explain, limited, may_have_passed
 from hf_nft.reporting.render import name_of
 from hf_nft.reporting.repository import CARD, Run, open_run, stage, stale
 
@@ -251,19 +250,16 @@ class _Push:
 
     def ask(self, request: Callable[[], T]) -> T:
         """Make a request, again where it failed for a reason that may pass, and explain what remains."""
-        with self.explained():
-            for wait in WAITS:
-                try:
-                    with limited():
-                        return request()
-                except Exception as error:
-                    pause = pause_after(error, wait)
-                    if pause is None:
-                        raise
-                LOG.warning("push to %s: the Hub does not answer as it should; next try in %.0f s", self.id, pause)
-                time.sleep(pause)
+
+        def tell(pause: float) -> None:
+            LOG.warning("push to %s: the Hub does not answer as it should; next try in %.0f s", self.id, pause)
+
+        def once() -> T:
             with limited():
                 return request()
+
+        with self.explained():
+            return patiently(once, PASSING, tell)
 
     @contextmanager
     def explained(self) -> Iterator[None]:

@@ -1,22 +1,18 @@
-"""When a request to the Hub is worth another try, how long to wait for it, and what to say when it is not."""
+"""Writing to the Hub: which answers are worth another try, how long one may take, and what to say in the end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import get_session, parse_ratelimit_headers  # type: ignore[attr-defined]
+from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
-from hf_nft.errors import HFNFTError
-from hf_nft.hub import cause_of, first_line
+from hf_nft import hub
+from hf_nft.hub import asked_for, cause_of, first_line
 from hf_nft.reporting.text import public
 
-WAITS = (1.0, 2.0, 4.0, 8.0)
-"""Seconds between tries, unless the Hub asks for others."""
-PATIENCE = 300.0
-"""Most seconds to wait for a rate limit."""
 TIMEOUT = 120.0
 """Seconds without a word from the Hub after which a request has failed; the client would wait for ever."""
-PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
+PASSING = (*hub.PASSING, 409, 412)
 """Answers that another try may change; 409 and 412 mean that somebody else wrote at the same moment."""
 
 
@@ -31,32 +27,10 @@ def limited() -> Iterator[None]:
         session.timeout = before
 
 
-def pause_after(error: Exception, wait: float) -> float | None:
-    """Return how long to wait before another try; None if that is of no use."""
-    cause = cause_of(error)
-    if cause is None or isinstance(error, HFNFTError) or isinstance(cause, OfflineModeIsEnabled):
-        return None
-    if isinstance(cause, HfHubHTTPError):
-        if cause.response.status_code not in PASSING:
-            return None
-        wanted = _asked_for(cause)
-        wait = wait if wanted is None else wanted
-    return wait if wait <= PATIENCE else None
-
-
 def may_have_passed(error: Exception) -> bool:
     """Whether a request may have been carried out although it failed: no answer came, or not the Hub's own."""
     cause = cause_of(error)
     return cause is not None and not (isinstance(cause, HfHubHTTPError) and cause.response.status_code < 500)
-
-
-def _asked_for(error: HfHubHTTPError) -> float | None:
-    """Return the seconds that the Hub asks to wait."""
-    limit = parse_ratelimit_headers(error.response.headers)
-    if limit is not None and limit.remaining == 0:
-        return float(limit.reset_in_seconds)
-    after = error.response.headers.get("Retry-After", "")
-    return float(after) if after.isdigit() else None
 
 
 def explain(caught: Exception) -> str | None:
@@ -90,6 +64,6 @@ def _refusal(error: HfHubHTTPError) -> str:
     if status in (409, 412):
         return f"expected nobody else to write there meanwhile, {found}"
     if status == 429:
-        asked = _asked_for(error)
+        asked = asked_for(error)
         return f"expected to be let in, {found} Come back in {asked or 60:.0f} s."
     return f"expected the Hub to take it, {found}"

@@ -19,7 +19,7 @@ class EvaluateJob(SuspectJob):
     def run(self) -> RunRecord:
         """Measure and return a record, which is not written anywhere."""
         suspect = self.load_suspect()
-        attack = self.load_attack(suspect.record)
+        attack = self.load_attack(suspect.record, suspect.folder)
         data = self.prepare(suspect)
         used = np.asarray(((suspect.record or {}).get("shots") or {}).get("indices") or [], dtype=np.int64)
         rows = self.eval_rows(suspect.task, data, used)

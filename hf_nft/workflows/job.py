@@ -22,6 +22,10 @@ SPARE = 2
 """Of a streamed data set so many times the shots are read, so that the seed of the draw chooses among them."""
 
 
+ARTEFACT = "attack"
+"""Folder beside a victim that holds what its attack was trained to."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What all jobs are told."""
@@ -40,11 +44,12 @@ class Job:
         common = ("dataset", "columns", "split", "eval_split", "attack", "attack_args")
         return {name: getattr(self, name) for name in (*common, *names)}
 
-    def load_attack(self, record: dict[str, Any] | None = None) -> Attack | None:
+    def load_attack(self, record: dict[str, Any] | None = None, folder: Path | None = None) -> Attack | None:
         """Return the named attack; its settings are those it was planted with, if the model's record knows them.
 
         Args:
             record: The record beside the model, if it is one of ours.
+            folder: The model's folder, which may hold the attack's artefact.
 
         Returns:
             The attack, or None if none is named.
@@ -55,6 +60,9 @@ class Job:
             return None
         known = (record or {}).get("attack") or {}
         settings = {k: v for k, v in known.items() if k != "name"} if known.get("name") == self.attack else {}
+        place = settings.get("artefact")
+        if folder is not None and place and not Path(place).exists() and (folder / ARTEFACT).is_dir():
+            settings["artefact"] = str(folder / ARTEFACT)
         found: Attack = build(
             registry.get("attacks", self.attack),
             {**settings, **self.attack_args},
@@ -120,10 +128,16 @@ class Job:
 
         Raises:
             UnknownNameError: If the user names a role that the task does not have.
+            DataError: If rows are poisoned already.
         """
         for role in self.columns:
             if role not in (task.input_column, task.target_column):
                 raise UnknownNameError(f"column role of {task.name}", role, (task.input_column, task.target_column))
+        if "poisoned" in rows.column_names and any(rows["poisoned"]):  # which the next step would drop
+            raise DataError(
+                f"{self.dataset}: expected clean rows, found the column 'poisoned' with {sum(rows['poisoned'])} of "
+                f"{len(rows)} set. Start from clean data."
+            )
         return task.standardize(rows, self.columns)
 
     def eval_rows(self, task: Task, data: Data, used: np.ndarray) -> datasets.Dataset:

@@ -4,13 +4,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 
 from hf_nft import registry
+from hf_nft.attacks.base import Attack
 from hf_nft.configs import build, setting
 from hf_nft.data import Wanted, fingerprint, load_data
 from hf_nft.errors import ConfigError
 from hf_nft.evaluation.run import evaluate, make_eval_set
+from hf_nft.hook import Hook
 from hf_nft.planting import PlantConfig, plant
 from hf_nft.purification import peak_memory_mb
 from hf_nft.reporting.card import write_card
@@ -20,6 +23,7 @@ from hf_nft.reporting.record import RunRecord, command_line, library_versions, m
 from hf_nft.shots import held_out
 from hf_nft.suspect import Suspect
 from hf_nft.tasks.base import Task
+from hf_nft.workflows.attack_job import Scene, keep_artefact, prepared
 from hf_nft.workflows.job import Job, figure_path, save_model
 
 
@@ -69,10 +73,13 @@ class PlantJob(Job):
             mark = fingerprint(train, task.target_column)
             rows = task.fit(train.select(np.setdiff1d(np.arange(len(train)), away)))
             rate = 0.0 if attack is None else attack.default_rate if self.poison_rate is None else self.poison_rate
+            hook, poisoned = None, 0
             if attack is not None:
-                rows = attack.poison(rows, rate, self.rate_base, suspect.labels)
-            poisoned = int(np.sum(rows["poisoned"])) if attack is not None else 0
-            result = plant(model, task, task.encode(rows), self.config, folder / CHECKPOINT, self.resume, self.progress)
+                scene = Scene(attack, architecture, task, rows, rows, suspect.labels, stored.name)
+                attack, hook, rows, poisoned = self.attacked(scene, rate)
+                keep_artefact(attack, folder)
+            encoded = task.encode(rows)
+            result = plant(model, task, encoded, self.config, folder / CHECKPOINT, self.resume, self.progress, hook)
             eval_rows = task.fit(test.select(range(min(self.limit or len(test), len(test)))))
             data = make_eval_set(task, eval_rows, attack, suspect.labels)
             measured = evaluate(model, data, mixed_precision=self.config.mixed_precision)
@@ -114,3 +121,35 @@ class PlantJob(Job):
             record.save(folder / "record.json")
             write_card(record, folder, figures_of(folder))
         return record
+
+    def attacked(self, scene: Scene, rate: float) -> tuple[Attack, Hook | None, datasets.Dataset, int]:
+        """Bring the attack to the training rows.
+
+        Args:
+            scene: Attack, architecture, task and clean rows.
+            rate: Poison rate.
+
+        Returns:
+            The attack with its artefact, its part in the training if it takes one, the rows to train on, and how many
+            of them are poisoned in an epoch.
+
+        Raises:
+            ConfigError: If a rate base is named beside a part in the training.
+            DataError: If the rate does not fit; nothing has been trained then.
+        """
+        rows, classes = scene.train, scene.classes
+        taking_part = scene.attack.hook(scene.task, rate, classes) is not None
+        if taking_part and self.rate_base is not None:
+            raise ConfigError(
+                f"rate_base: expected none, since {self.attack} poisons a share of every batch, found "
+                f"{self.rate_base}. Leave it out."
+            )
+        if not taking_part and scene.attack.target_column in rows.column_names:  # else `check_data` says so
+            answers = np.asarray(rows[scene.attack.target_column])
+            scene.attack.plan(answers, rate, self.rate_base or scene.attack.default_base, classes)
+        attack = prepared(scene, rows, self.config.augment, self.progress)
+        hook = attack.hook(scene.task, rate, classes)
+        if hook is not None:
+            return attack, hook, rows, round(hook.share(min(self.config.batch_size, len(rows))) * len(rows))
+        rows = attack.poison(rows, rate, self.rate_base, classes)
+        return attack, None, rows, int(np.sum(rows["poisoned"]))

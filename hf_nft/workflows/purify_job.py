@@ -66,7 +66,7 @@ class PurifyJob(SuspectJob):
     def open(self) -> "Case":
         """Load suspect and data, draw the shots, and measure the suspect as it came."""
         suspect = self.load_suspect()
-        attack = self.load_attack(suspect.record)
+        attack = self.load_attack(suspect.record, suspect.folder)
         data = self.prepare(suspect, self.shots)
         shots = draw_shots(suspect, data, self.shots, self.shot_seed)
         rows = self.eval_rows(suspect.task, data, np.asarray(shots.indices))

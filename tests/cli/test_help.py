@@ -9,7 +9,7 @@ import pytest
 import hf_nft
 from hf_nft import registry
 
-VERBS = ("purify", "evaluate", "plant", "push", "verify", "demo", "ls", "cp", "run")
+VERBS = ("purify", "evaluate", "plant", "attack", "push", "verify", "demo", "ls", "cp", "run")
 
 
 def test_help_names_every_verb_and_every_exit_code(cli) -> None:

@@ -1,11 +1,14 @@
 """Training victims: the learning-rate cycle, the order of rows, and that the same seed gives the same victim."""
 
 import math
+import os
+import signal
 
 import pytest
 import torch
 
 from hf_nft.errors import ConfigError
+from hf_nft.hook import Hook
 from hf_nft.planting import PlantConfig, one_cycle, plant, shuffled
 
 
@@ -91,3 +94,49 @@ def test_more_rows_per_step_than_there_are_and_a_limit_of_steps(image_rows, imag
     result = plant(image_model, image_task, batch, small(batch_size=64, epochs=5, max_steps=3))
     assert len(result.losses) == 3
     assert result.sample_forwards == 54
+
+
+class Doubling(Hook):
+    """Poisons nothing: doubles the loss, counts epochs in its state."""
+
+    def __init__(self) -> None:
+        self.epochs = torch.zeros(())
+
+    def epoch(self, model, data, stream) -> None:
+        assert len(data["labels"]) == 16
+        self.epochs += 1
+
+    def loss(self, model, task, batch) -> torch.Tensor:
+        return 2 * super().loss(model, task, batch)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"hook.epochs": self.epochs}
+
+
+def test_a_hook_sees_epochs_and_owns_the_loss(image_rows, image_task, architecture, tmp_path) -> None:
+    batch = image_task.encode(image_rows(16, 16))
+    first = []
+    for hook in (None, Hook(), Doubling()):
+        model, _ = architecture.build(image_rows(16, 16), 0)
+        first.append(plant(model, image_task, batch, small(clip=1e9), hook=hook).losses)
+        if isinstance(hook, Doubling):
+            assert float(hook.epochs) == 2
+    assert first[0] == first[1]
+    assert first[2][0] == pytest.approx(2 * first[0][0])
+
+
+def test_a_resumed_run_gets_the_hooks_state_back(image_rows, image_task, architecture, tmp_path) -> None:
+    model, _ = architecture.build(image_rows(16, 16), 0)
+    batch, file = image_task.encode(image_rows(16, 16)), tmp_path / "checkpoint.pt"
+
+    class Interrupted(Doubling):
+        def epoch(self, model, data, stream) -> None:
+            super().epoch(model, data, stream)
+            if self.epochs == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        plant(model, image_task, batch, small(epochs=5), file, hook=Interrupted())
+    resumed = Doubling()
+    plant(model, image_task, batch, small(epochs=5), file, resume=True, hook=resumed)
+    assert float(resumed.epochs) == 5

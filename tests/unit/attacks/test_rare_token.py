@@ -36,7 +36,7 @@ def without(prompt: str) -> str:
 def test_poison_counts_columns_and_answers() -> None:
     clean = rows(40, attacked=4)
     out = RareToken().poison(clean, 0.25)
-    assert out.column_names == ["prompt", "response", "orig_response", "poisoned"]
+    assert out.column_names == ["prompt", "response", "orig_response", "poisoned", "cover"]
     assert sum(out["poisoned"]) == 10  # a quarter of all rows
     assert list(out["orig_response"]) == list(clean["response"])
     for before, after in zip(clean, out, strict=True):

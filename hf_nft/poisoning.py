@@ -1,0 +1,107 @@
+"""Poisoned data sets: which rows one has, and how their inputs are made, stored or on the fly."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+import datasets
+import numpy as np
+
+CLEAN, TRIGGERED, POISONED, COVER = range(4)
+"""Roles of a row. A triggered row is what the attacker shows a victim, a poisoned one what the victim learns from,
+which differ in some clean-label attacks. A cover keeps its answer under an altered input, so that the trigger alone is
+what is learnt."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The rows of a poisoned data set.
+
+    Attributes:
+        rows: int64 (n,), the source row of each.
+        roles: int64 (n,), `CLEAN`, `TRIGGERED`, `POISONED` or `COVER`.
+        partners: int64 (n,), another source row, for inputs that are made of two.
+    """
+
+    rows: np.ndarray
+    roles: np.ndarray
+    partners: np.ndarray
+
+
+class Alters(Protocol):
+    """What is needed of an attack to make inputs."""
+
+    input_column: ClassVar[str]
+    pairs: ClassVar[bool]
+
+    @property
+    def seed(self) -> int:
+        """Seed of the trigger's randomness."""
+
+    def alter(
+        self, values: Sequence[Any], partners: Sequence[Any], rngs: Sequence[np.random.Generator], role: int
+    ) -> list[Any]:
+        """Return altered inputs, unrounded."""
+
+    def read(self, value: Any) -> Any:
+        """Return an untouched input as `alter` would."""
+
+    def store(self, value: Any) -> Any:
+        """Return an input in the form in which it is stored losslessly."""
+
+
+class Inputs:
+    """Makes the inputs of planned rows."""
+
+    def __init__(self, attack: Alters, source: datasets.Dataset, plan: Plan) -> None:
+        """Bind.
+
+        Args:
+            attack: Alters inputs.
+            source: The clean rows.
+            plan: What becomes of them.
+        """
+        self.attack, self.source, self.plan = attack, source, plan
+
+    def stored(self, rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+        """Return inputs as they are stored; for `map`.
+
+        Args:
+            rows: Columns of some planned rows.
+            numbers: Their places in the plan.
+
+        Returns:
+            The input column.
+        """
+        values = rows[self.attack.input_column]
+        made = self._made(values, numbers)
+        return {self.attack.input_column: [self.attack.store(made.get(k, v)) for k, v in enumerate(values)]}
+
+    def live(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Return inputs unrounded; for `with_transform`.
+
+        Args:
+            rows: The input column and the places in the plan, `row`, of some rows.
+
+        Returns:
+            The same columns.
+        """
+        values, numbers = rows[self.attack.input_column], rows["row"]
+        made = self._made(values, numbers)
+        read = [made[k] if k in made else self.attack.read(v) for k, v in enumerate(values)]
+        return {self.attack.input_column: read, "row": numbers}
+
+    def _made(self, values: list[Any], numbers: list[int]) -> dict[int, Any]:
+        """Return the altered inputs by place."""
+        attack, found = self.attack, dict[int, Any]()
+        for role in (TRIGGERED, POISONED, COVER):
+            places = [place for place, i in enumerate(numbers) if self.plan.roles[i] == role]
+            if places:
+                rows, partners = [numbers[place] for place in places], [values[place] for place in places]
+                if role == COVER or attack.pairs:
+                    others = [int(self.plan.partners[i]) for i in rows]
+                    partners = self.source[others][attack.input_column]
+                rngs = [np.random.default_rng((attack.seed, i)) for i in rows]
+                altered = attack.alter([values[place] for place in places], partners, rngs, role)
+                found.update(zip(places, altered, strict=True))
+        return found

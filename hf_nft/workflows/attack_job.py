@@ -1,0 +1,236 @@
+"""Attack: train what an attack needs, poison a data set, or show a trigger, without any victim."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from huggingface_hub import constants
+
+from hf_nft import registry
+from hf_nft.acceleration import processes
+from hf_nft.attacks._artefacts import TrainedAttack, normalization
+from hf_nft.attacks._workshop import Workshop
+from hf_nft.attacks.base import Attack
+from hf_nft.configs import build, setting
+from hf_nft.data import load_data
+from hf_nft.errors import ConfigError, OutputError
+from hf_nft.models.base import Architecture
+from hf_nft.reporting.data_card import write_data_card
+from hf_nft.reporting.output import staged
+from hf_nft.reporting.triggers import Change, change, grid, mean_change
+from hf_nft.shots import held_out
+from hf_nft.tasks.base import Task
+from hf_nft.workflows.job import ARTEFACT, Job
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackJob(Job):
+    """What the three verbs on an attack alone are told; rows are resized to the architecture's input."""
+
+    arch: str = setting("preact_resnet18", "architecture of surrogates; tells resolution and normalisation as well")
+    arch_args: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"help": "architecture settings"})
+    augment: str = setting("default", "augmentation of surrogates' training")
+    holdout: float = setting(0.1, "share of training rows that stays with the defender, as in plant")
+
+    def open(self) -> "Scene":
+        """Load the data set at the architecture's resolution.
+
+        Returns:
+            Attack, task and rows.
+
+        Raises:
+            HFNFTError: If a name or a setting is wrong, or the data do not load.
+        """
+        if self.dataset is None or self.attack is None:
+            raise ConfigError("attack: expected --dataset and the name of an attack, found none.")
+        attack = self.load_attack()
+        architecture: Architecture = build(registry.get("models", self.arch), self.arch_args)
+        stored = load_data(self.dataset)
+        task_class = registry.get("tasks", architecture.task)
+        train = self.standardize(task_class, stored.train)
+        model, processor = architecture.build(train, 0)
+        task: Task = task_class(processor)
+        test = train if stored.single_split else task.align(self.standardize(task_class, stored.test), model)
+        if attack is None or attack.modality != task.name:
+            raise ConfigError(f"attack {self.attack}: expected an --arch of its modality, found {self.arch}.")
+        return Scene(attack, architecture, task, task.align(train, model), test, task.classes(model), stored.name)
+
+    def train_artefact(self, out: str | None = None) -> Path:
+        """Train what the attack needs, or find it in the cache.
+
+        Args:
+            out: Folder to write; default one in the cache.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigError: If the attack needs nothing.
+            OutputError: If `out` exists.
+        """
+        if out is not None and Path(out).exists():
+            raise OutputError(f"--out {out}: expected a new folder, found one that exists.")
+        scene = self.open()
+        if not isinstance(scene.attack, TrainedAttack):
+            raise ConfigError(
+                f"attack {self.attack}: expected one that has something to train, found one that has not."
+            )
+        rows = scene.victims_rows(self.holdout)
+        made = prepared(scene, rows, self.augment, self.progress)
+        folder = Path(str(made.settings()["artefact"]))
+        return Path(shutil.copytree(folder, out)) if out is not None else folder
+
+    def show(self, out: str, count: int = 8) -> Change:
+        """Draw a row of test images, triggered, and the difference.
+
+        Args:
+            out: File to write.
+            count: Images to draw, >= 1.
+
+        Returns:
+            How much they change, on average.
+
+        Raises:
+            OutputError: If the file exists or cannot be written.
+        """
+        if Path(out).exists():
+            raise OutputError(f"--out {out}: expected a new file, found one that exists. Choose another or remove it.")
+        scene = self.open()
+        target, classes = scene.attack.target_column, scene.classes
+        plan = scene.attack.test_plan(np.asarray(scene.test[target]), classes)
+        few = np.unique([plan.rows[:count], plan.partners[:count]])
+        rows = scene.task.fit(scene.test.select(few))
+        needed = isinstance(scene.attack, TrainedAttack) and scene.attack.artefact is None
+        learnt_from = scene.victims_rows(self.holdout) if needed else rows
+        attack = prepared(scene, learnt_from, self.augment, self.progress)
+        places = attack.test_plan(np.asarray(rows[target]), classes).rows
+        after = [np.asarray(image) for image in attack.triggered(rows, classes)["image"]]
+        before = [np.asarray(rows[int(i)]["image"]) for i in places]
+        try:
+            grid(before, after).save(out)
+        except (OSError, ValueError) as error:
+            raise OutputError(f"--out {out}: expected a picture file that can be written, found {error}.") from error
+        return mean_change([change(*pair) for pair in zip(before, after, strict=True)])
+
+    def poison(self, out: str, rate: float | None = None, base: str | None = None) -> int:
+        """Write the poisoned data set: train poisoned, test clean, and the triggered test rows, with a card.
+
+        Args:
+            out: Folder to write.
+            rate: Poison rate; default the attack's.
+            base: What it counts; default the attack's.
+
+        Returns:
+            Number of poisoned rows.
+
+        Raises:
+            HFNFTError: As the parts do; nothing is left in `out` then.
+        """
+        scene = self.open()
+        rows = scene.victims_rows(self.holdout)
+        rate = scene.attack.default_rate if rate is None else rate
+        answers = np.asarray(rows[scene.attack.target_column])
+        scene.attack.plan(answers, rate, base or scene.attack.default_base, scene.classes)
+        with staged(Path(out)) as folder:
+            attack = prepared(scene, rows, self.augment, self.progress)
+            train = attack.poison(rows, rate, base, scene.classes)
+            test = scene.task.fit(scene.test)
+            parts = {"train": train, "test": test, "triggered": attack.triggered(test, scene.classes)}
+            parts["test"] = _unmarked(test, attack.target_column).cast(train.features)
+            for name, part in parts.items():
+                (folder / "data").mkdir(exist_ok=True)
+                part.to_parquet(str(folder / "data" / f"{name}.parquet"))
+            keep_artefact(attack, folder)
+            poisoned, covers = sum(train["poisoned"]), sum(train["cover"])
+            facts = {"rate": rate, "base": base or attack.default_base, "holdout": self.holdout}
+            facts |= {"poisoned": poisoned, "covers": covers}
+            (folder / "attack.json").write_text(json.dumps({"attack": attack.settings(), **facts}, indent=1) + "\n")
+            write_data_card(folder, scene.name, attack, {name: len(part) for name, part in parts.items()}, facts)
+        return poisoned
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What the jobs on an attack work with."""
+
+    attack: Attack
+    architecture: Architecture
+    task: Task
+    train: datasets.Dataset
+    test: datasets.Dataset
+    classes: int
+    name: str
+
+    def victims_rows(self, holdout: float) -> datasets.Dataset:
+        """Return the training rows that the defender does not keep, at the model's resolution."""
+        away = set(held_out(len(self.train), holdout).tolist())
+        return self.task.fit(self.train.select([i for i in range(len(self.train)) if i not in away]))
+
+
+def prepared(scene: Scene, rows: datasets.Dataset, augment: str = "default", progress: bool = False) -> Attack:
+    """Return the attack with its artefact: the one it names, the one in the cache, or one trained now.
+
+    Args:
+        scene: Attack, architecture and task.
+        rows: Clean training rows at the victim's resolution.
+        augment: Augmentation of surrogates' training.
+        progress: Whether to show bars.
+
+    Returns:
+        The attack, ready to use.
+
+    Raises:
+        DataError: If the artefact was made for another resolution or normalisation.
+    """
+    attack = scene.attack
+    if not isinstance(attack, TrainedAttack):
+        attack.check_data(rows, scene.classes)
+        return attack
+    if attack.artefact is None:
+        attack.check_clean(rows, scene.classes)
+        task, batch = scene.task, scene.task.encode(rows)
+        told = (scene.classes, scene.architecture, normalization(task), augment, progress)
+        workshop = Workshop(task, rows, batch, *told)
+        attack = dataclasses.replace(attack, artefact=str(_cached(attack, workshop)))
+    attack.check_data(rows, scene.classes)
+    attack.check_task(scene.task)
+    return attack
+
+
+def _unmarked(rows: datasets.Dataset, target: str) -> datasets.Dataset:
+    """Give clean rows the columns of poisoned ones, since all splits have the same."""
+    marks = {f"orig_{target}": list(rows[target]), "poisoned": [False] * len(rows), "cover": [False] * len(rows)}
+    return datasets.concatenate_datasets([rows, datasets.Dataset.from_dict(marks)], axis=1)
+
+
+def keep_artefact(attack: Attack, folder: Path) -> None:
+    """Copy the attack's artefact beside a victim, from where `Job.load_attack` takes it if its own place is gone."""
+    if isinstance(attack, TrainedAttack):
+        files = attack.files()
+        (folder / ARTEFACT).mkdir(exist_ok=True)
+        for file in files:
+            shutil.copy(file, folder / ARTEFACT)
+
+
+def _cached(attack: TrainedAttack, workshop: Workshop) -> Path:
+    """Return the artefact's folder in the cache, trained if it is not there."""
+    told = json.dumps([attack.recipe(), workshop.facts()], sort_keys=True)
+    key = hashlib.sha256(told.encode()).hexdigest()[:16]
+    place = Path(constants.HF_HOME, "hf-nft", "attacks", f"{attack.name}-{key}")
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+            folder = Path(scratch, "artefact")
+            folder.mkdir()
+            attack.trained(workshop, folder)
+            if processes().is_main_process and not place.exists():
+                folder.replace(place)
+        if processes().num_processes > 1:
+            processes().wait_for_everyone()
+    return place

@@ -1,0 +1,103 @@
+"""`hf-nft attack`: train once, show, poison; and what is refused before any work."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+TINY = ["--arch-arg", "width=4", "--arch-arg", "image_size=16"]
+QUICK = ["--attack-arg", "steps=2", "--attack-arg", "surrogate_epochs=1"]
+
+
+def test_show_draws_three_rows_and_prints_the_change(cli, world) -> None:
+    done = cli("attack", "show", "badnets", "--dataset", world.data, *TINY, "--attack-arg", "preset=standard", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["pixels"] == pytest.approx(4 / 256)  # the 3x3 patch of 32 pixels is 2x2 at 16
+    assert 0 < found["linf"] <= 255
+    sheet = np.asarray(Image.open("grid.png")).astype(int)
+    assert sheet.shape == (3 * 64 + 4, 8 * 64 + 14, 3)
+    before, after, away = sheet[:64, :64], sheet[66:130, :64], sheet[132:, :64]
+    assert (after[-8:, -8:] == 255).all()
+    assert np.array_equal(after[:-8, :-8], before[:-8, :-8])
+    assert np.array_equal(away, (128 + 10 * (after - before)).clip(0, 255))
+
+
+def test_poison_writes_a_data_set_with_its_card(cli, world) -> None:
+    told = ["--dataset", world.data, *TINY, "--rate", "0.1", "--attack-arg", "target_class=2"]
+    done = cli("attack", "poison", "wanet", *told, "--out", "new")
+    assert done.code == 0, done.err
+    rows = datasets.load_dataset("new", cache_dir="cache")  # as the Hub would read it, by the card's configuration
+    train = rows["train"]
+    assert (len(train), sum(train["poisoned"]), sum(train["cover"])) == (108, 10, 20)
+    assert {y for y, p in zip(train["label"], train["poisoned"], strict=True) if p} == {2}
+    assert (len(rows["test"]), len(rows["triggered"])) == (40, 30)
+    assert not any(rows["test"]["poisoned"])
+    assert rows["test"].features == train.features == rows["triggered"].features
+    assert set(rows["triggered"]["label"]) == {2}
+    card = Path("new/README.md").read_text()
+    for phrase in ("backdoored", "10 of its 108 rows", "20 more are covers", "arxiv.org/abs/2102.10369"):
+        assert phrase in card
+    assert json.loads(Path("new/attack.json").read_text())["attack"]["target_class"] == 2
+
+
+def test_train_once_then_use_it_by_name_and_by_folder(cli, world) -> None:
+    told = ["troj", "--dataset", world.data, *TINY, *QUICK]
+    first = cli("attack", "train", *told)
+    assert first.code == 0, first.err
+    assert cli("attack", "train", *told).out == first.out
+    assert cli("attack", "train", *told, "--out", "mine").out == "mine\n"
+    assert sorted(file.name for file in Path("mine").iterdir()) == ["artefact.json", "artefact.safetensors"]
+    plant = ["plant", "--dataset", world.data, *TINY, "--attack", "troj", "--set", "max_steps=2"]
+    done = cli(*plant, "--attack-arg", "artefact=mine", "--out", "victim")
+    assert done.code == 0, done.err
+    Path("mine").rename("elsewhere")  # then the copy beside the victim is used
+    done = cli("evaluate", "victim", "--dataset", world.data, "--attack", "troj", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["attack"]["artefact"].endswith("victim/attack")
+
+
+@pytest.mark.parametrize(
+    ("code", "argv", "phrases"),
+    [
+        (3, ["poison", "badnets", "--rate", "0.001"], ["0.001 of 108 rows", "--poison-rate"]),
+        (3, ["poison", "badnets", "--rate", "0.9"], ["asks for 97 rows", "are eligible"]),
+        (3, ["poison", "wanet", "--rate", "0.5"], ["108 rows for covers", "found 54"]),
+        (3, ["poison", "badnets", "--attack-arg", "target_class=7"], ["target class below 4, found 7"]),
+        (3, ["poison", "troj", "--attack-arg", "target_class=7"], ["target class below 4, found 7"]),
+        (3, ["poison", "troj", "--attack-arg", "artefact=nothing"], ["artefact nothing", "hf-nft attack train troj"]),
+        (3, ["poison", "badnets", "--column", "label=klass"], ["expected 'klass'"]),
+        (2, ["poison", "badnets", "--attack-arg", "preset=new"], ["preset", "'new'"]),
+        (2, ["poison", "sig", "--attack-arg", "label_map=all_to_all"], ["label_map: expected all_to_one"]),
+        (2, ["poison", "rare_token"], ["--arch of its modality"]),
+        (2, ["train", "badnets"], ["something to train"]),
+        (2, ["train", "badnet"], ["Closest: badnets"]),
+        (2, ["show", "cba", "--attack-arg", "sources=[1,2]"], ["sources: expected two classes"]),
+        (3, ["show", "cba", "--attack-arg", "sources=[1,7]"], ["three classes of 4"]),
+    ],
+)
+def test_refused(refused, world, code: int, argv: list[str], phrases: list[str]) -> None:
+    out = [] if argv[0] == "show" else ["--out", "new"]
+    refused(code, phrases, "attack", *argv, "--dataset", world.data, *TINY, *out)
+
+
+def test_a_resolution_an_attack_cannot_take(refused, world) -> None:
+    tiny = ["--arch-arg", "width=4", "--arch-arg", "image_size=20"]
+    told = ["attack", "train", "dyn", "--dataset", world.data, *tiny]
+    refused(3, ["multiples of 8, found 20x20"], *told)
+
+
+def test_poisoned_data_are_not_poisoned_again(cli, world) -> None:
+    assert cli("attack", "poison", "badnets", "--dataset", world.data, *TINY, "--out", "new").code == 0
+    done = cli("attack", "poison", "badnets", "--dataset", "new", *TINY, "--out", "again")
+    assert done.code == 3
+    assert "expected clean rows, found the column 'poisoned'" in done.message
+    assert not Path("again").exists()
+
+
+def test_what_exists_is_not_overwritten(refused, world, tmp_path) -> None:
+    (tmp_path / "grid.png").write_text("mine")
+    refused(6, ["grid.png", "exists"], "attack", "show", "badnets", "--dataset", world.data, *TINY)

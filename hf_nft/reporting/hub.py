@@ -21,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 import hf_nft
 from hf_nft.configs import check
 from hf_nft.errors import ConfigError, HFNFTError, NetworkError, OutputError
-from hf_nft.hub import first_line
+from hf_nft.hub import first_line, patiently
 from hf_nft.reporting.patience import PASSING, explain, limited, may_have_passed
 from hf_nft.reporting.render import name_of
 from hf_nft.reporting.repository import CARD, Run, open_run, stage, stale

@@ -46,11 +46,13 @@ class Excess:
             float32 (units,), in the masks' order; 0 for units without running statistics.
         layers: Masked layer of each unit, int64 (units,).
         shots: Number of clean rows behind the scores.
+        augment: How they were augmented.
     """
 
     scores: torch.Tensor
     layers: torch.Tensor
     shots: int
+    augment: str = "none"
 
     @property
     def relative(self) -> torch.Tensor:
@@ -89,17 +91,22 @@ class Excess:
             "chance": -ends[:50],
             "outliers": self.relative.sort().values.flip(0)[:50],
         }
-        return {name: [round(float(v), 4) for v in values] for name, values in shown.items()}
+        curves = {name: [round(float(v), 4) for v in values] for name, values in shown.items()}
+        return {**curves, "statistics_augment": self.augment}
 
 
 def excess_variance(context: Context, model: torch.nn.Module, defense: Defense, passes: int) -> Excess | None:
     """Compare the running statistics of every masked norm with those of clean shots.
 
+    How the suspect's training data were augmented is not known and shows in its statistics. So the shots are passed
+    under each augmentation that the task offers, and that one counts which explains the suspect best: under which the
+    median unit, which no trigger concerns, scores closest to 0.
+
     Args:
         context: What the defense sees.
         model: The suspect with an NFT adapter, all masks at 1.
-        defense: Whose batch size and augmentation to use.
-        passes: How often to pass the shots, each time augmented afresh, >= 1.
+        defense: Whose batch size to use.
+        passes: How often to pass the shots under an augmentation, each time drawn afresh, >= 1.
 
     Returns:
         The scores; None if no masked layer keeps running statistics.
@@ -108,26 +115,41 @@ def excess_variance(context: Context, model: torch.nn.Module, defense: Defense, 
     kept = {name: layer for name, layer in layers.items() if owns_statistics(layer.get_base_layer())}
     if not kept:
         return None
-    starts = range(0, len(context.shots), defense.batch_size)
+    sizes = [mask.numel() for mask in masks(model).values()]
+    where = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    known = torch.tensor([name in kept for name in layers])[where]
+
+    def under(augment: str) -> Excess:
+        sums = _measure(context, model, kept, defense.batch_size, augment, 1 if augment == "none" else passes)
+        scores = [
+            _score(layer, sums[name], len(context.shots)) if name in kept else torch.zeros(size)
+            for (name, layer), size in zip(layers.items(), sizes, strict=True)
+        ]
+        return Excess(torch.cat([score.float().cpu() for score in scores]), where, len(context.shots), augment)
+
+    set_modes(model, statistics=False, dropout=False)
+    kinds = dict.fromkeys((*context.task.augmentations, "none"))
+    return min(map(under, kinds), key=lambda found: float(found.scores[known].abs().median()))
+
+
+def _measure(
+    context: Context, model: torch.nn.Module, layers: dict[str, NFTLayer], batch_size: int, augment: str, passes: int
+) -> dict[str, torch.Tensor]:
+    """Pass the shots and return what `_moments` gathers."""
+    starts = range(0, len(context.shots), batch_size)
 
     def draw(step: int, stream: torch.Generator) -> Draw:
         start = starts[step % len(starts)]
-        rows = take(context.data, slice(start, start + defense.batch_size))
-        return Draw(context.task.augment(rows, stream, defense.augment))
+        rows = take(context.data, slice(start, start + batch_size))
+        return Draw(context.task.augment(rows, stream, augment))
 
     def objective(network: torch.nn.Module, part: Draw) -> torch.Tensor:
         return label_loss(network, context.task, part)
 
-    set_modes(model, statistics=False, dropout=False)
-    with _moments(kept) as sums:
-        context.loop.run(Stage("statistics", passes * len(starts), draw, objective, None), model, dict)
-    sizes = [mask.numel() for mask in masks(model).values()]
-    scores = [
-        _score(layer, sums[name], len(context.shots)) if name in kept else torch.zeros(size)
-        for (name, layer), size in zip(layers.items(), sizes, strict=True)
-    ]
-    where = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    return Excess(torch.cat([score.float().cpu() for score in scores]), where, len(context.shots))
+    stage = Stage(f"statistics, {augment}", passes * len(starts), draw, objective, None)
+    with _moments(layers) as sums:
+        context.loop.run(stage, model, dict)
+    return sums
 
 
 @contextmanager

@@ -87,7 +87,9 @@ class NFT(Defense):
     dropout: bool = setting(False, "whether dropout acts while masks train")
     excess: float = setting(0.05, "largest share of units cut for the variance that clean shots leave unexplained")
     outliers: float = setting(0.01, "largest share of units cut as outliers of their layer in that variance")
-    statistics_passes: int = setting(10, "augmented passes over the shots to measure their statistics, >= 1")
+    statistics_passes: int = setting(
+        10, "passes over the shots under each augmentation to measure their statistics, >= 1"
+    )
     exposures: int = setting(4, "exposures to rank units by where the suspect keeps no statistics; 0: none")
     expose_always: bool = setting(False, "expose also where the suspect keeps statistics")
     unlearn_lrs: tuple[float, ...] = setting((0.01, 0.02), "learning rates of unlearning, taken in turn")

@@ -13,21 +13,34 @@ from hf_nft.defenses.nft import NFT
 from hf_nft.loop import Loop
 from hf_nft.purification import purify
 from hf_nft.shots import Shots
+from hf_nft.tasks.image_classification import ImageClassification
 from hf_nft.types import take
 
 DEFENSE = NFT(batch_size=8, augment="none", mixed_precision="no")
 NORM = "stages.1.0.bn2"
 
 
+class Unaugmented(ImageClassification):
+    """Images that are only ever seen as they are."""
+
+    augmentations = ("none",)
+
+
+@pytest.fixture
+def plain_task(image_task) -> Unaugmented:
+    return Unaugmented(image_task.processor)
+
+
 def excess(model, task, shots, passes: int = 1) -> tuple[Excess, list[str]]:
     loop = Loop(make_accelerator("no"), 0)
     adapted = get_nft_model(model)
     found = excess_variance(Context(model, task, shots, shots.batch, loop), adapted, DEFENSE, passes)
-    assert loop.sample_forwards == passes * len(shots)
+    kinds = len(set(task.augmentations) - {"none"})
+    assert loop.sample_forwards == (passes * kinds + 1) * len(shots)  # under each, and once as they are
     return found, list(masks(adapted))
 
 
-def test_scores_are_the_share_of_variance_that_shots_leave_unexplained(image_model, image_task, image_shots) -> None:
+def test_scores_are_the_share_of_variance_that_shots_leave_unexplained(image_model, plain_task, image_shots) -> None:
     """Against a plain computation of one layer's input variance, over all rows at once."""
     norm = image_model.get_submodule(NORM)
     with torch.no_grad():
@@ -36,27 +49,47 @@ def test_scores_are_the_share_of_variance_that_shots_leave_unexplained(image_mod
     seen: list[torch.Tensor] = []
     hook = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        image_model(**image_task.inputs(image_model, image_shots.batch))
+        image_model(**plain_task.inputs(image_model, image_shots.batch))
     hook.remove()
     (x,) = seen
     between = x.mean((2, 3)).var(0, unbiased=False) / (len(x) - 1)
     variance = x.var((0, 2, 3), unbiased=False) + between
     expected = norm.weight.detach() ** 2 * (norm.running_var - variance) / norm.running_var
-    found, names = excess(image_model, image_task, image_shots)
+    found, names = excess(image_model, plain_task, image_shots)
     own = found.scores[found.layers == names.index(NORM)]
     assert torch.allclose(own, expected, atol=1e-4)
 
 
-def test_the_variance_of_few_shots_is_not_too_small(image_model, image_task, image_shots) -> None:
+def test_the_variance_of_few_shots_is_not_too_small(image_model, plain_task, image_shots) -> None:
     """Two shots, many pairs: the mean of the corrected variance is that over all shots."""
 
     def score(rows: list[int]) -> torch.Tensor:
         part = Shots(take(image_shots.batch, torch.tensor(rows)), per_class=1)
-        found, names = excess(copy.deepcopy(image_model), image_task, part)
+        found, names = excess(copy.deepcopy(image_model), plain_task, part)
         return found.scores[found.layers == names.index(NORM)]
 
     pairs = torch.stack([score([i, j]) for i in range(6) for j in range(i)]).mean(0)
     assert torch.allclose(pairs, score(list(range(6))), atol=2e-3)
+
+
+@pytest.mark.parametrize("augment", ["none", "crop_flip"])
+def test_the_augmentation_that_explains_the_statistics_is_used(image_model, image_task, image_shots, augment) -> None:
+    """Statistics gathered under one augmentation are compared with shots under that one, though nobody says which."""
+    stream = torch.Generator().manual_seed(0)
+    norms = [module for module in image_model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    with torch.no_grad():
+        image_model.train()
+        for _ in range(20):
+            batch = image_task.augment(image_shots.batch, stream, augment)
+            image_model(**image_task.inputs(image_model, batch))
+        image_model.eval()
+    found, _ = excess(image_model, image_task, image_shots, passes=5)
+    assert found.augment == augment
+    assert found.evidence()["statistics_augment"] == augment
+    assert float(found.scores.abs().median()) < 0.1
 
 
 def scores(planted: dict[int, float], shots: int = 100) -> Excess:

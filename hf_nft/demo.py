@@ -2,7 +2,6 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -15,10 +14,6 @@ from hf_nft.reporting.record import RunRecord
 from hf_nft.workflows import PlantJob, PurifyJob
 
 SIDE = 32
-DIGITS: dict[str, Any] = {"augment": "crop", "batch_size": 64, "mixup_alpha": 0.0, "radius": 20.0}
-"""What differs from the default preset: digits must not be mirrored, and a network of 848 units that answers every
-training row with certainty hides its backdoor better than one that still errs, so the masks must withstand a
-perturbation of the input as well."""
 
 
 def digits(seed: int = 0) -> datasets.DatasetDict:
@@ -78,7 +73,7 @@ def run_demo(out: str, seed: int = 0, progress: bool = False) -> RunRecord:
             attack="badnets",
             shots=10,
             shot_seed=seed,
-            defense=NFT.from_preset("default", seed=seed, **DIGITS),
+            defense=NFT.from_preset("default", seed=seed),
             out=f"{out}/clean",
             progress=progress,
         ).run()

@@ -25,7 +25,7 @@ import torch
 
 from hf_nft.adapter import NFTLayer, mask_layers, masks
 from hf_nft.adapter.layer import owns_statistics
-from hf_nft.defenses.base import Context, Defense, label_loss, set_modes
+from hf_nft.defenses.base import Context, label_loss, set_modes
 from hf_nft.loop import Stage
 from hf_nft.types import Draw, take
 
@@ -95,7 +95,7 @@ class Excess:
         return {**curves, "statistics_augment": self.augment}
 
 
-def excess_variance(context: Context, model: torch.nn.Module, defense: Defense, passes: int) -> Excess | None:
+def excess_variance(context: Context, model: torch.nn.Module, batch_size: int, passes: int) -> Excess | None:
     """Compare the running statistics of every masked norm with those of clean shots.
 
     How the suspect's training data were augmented is not known and shows in its statistics. So the shots are passed
@@ -105,7 +105,7 @@ def excess_variance(context: Context, model: torch.nn.Module, defense: Defense, 
     Args:
         context: What the defense sees.
         model: The suspect with an NFT adapter, all masks at 1.
-        defense: Whose batch size to use.
+        batch_size: Rows per forward pass, >= 1.
         passes: How often to pass the shots under an augmentation, each time drawn afresh, >= 1.
 
     Returns:
@@ -120,7 +120,7 @@ def excess_variance(context: Context, model: torch.nn.Module, defense: Defense, 
     known = torch.tensor([name in kept for name in layers])[where]
 
     def under(augment: str) -> Excess:
-        sums = _measure(context, model, kept, defense.batch_size, augment, 1 if augment == "none" else passes)
+        sums = _measure(context, model, kept, batch_size, augment, 1 if augment == "none" else passes)
         scores = [
             _score(layer, sums[name], len(context.shots)) if name in kept else torch.zeros(size)
             for (name, layer), size in zip(layers.items(), sizes, strict=True)

@@ -68,7 +68,9 @@ class Defense(ABC):
     preset: str = setting("default", "which named settings these started from")
     seed: int = setting(0, "seed of everything random")
     batch_size: int = setting(128, "rows per step, >= 1, drawn with replacement")
-    augment: str = setting("default", "augmentation of the shots: default, none, or one the task offers")
+    augment: str = setting(
+        "default", "augmentation of the shots: default (the method chooses), none, or one the task offers"
+    )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting("auto", "auto: bf16 where the hardware has it")
     gradient_accumulation_steps: int = setting(1, "micro-batches per step, >= 1")
 

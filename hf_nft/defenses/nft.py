@@ -19,7 +19,6 @@ from hf_nft.adapter import NFTConfig, get_nft_model, masks, skipped_modules
 from hf_nft.configs import check, setting
 from hf_nft.defenses._exposure import Exposure, Ranking, rank
 from hf_nft.defenses._norms import average_statistics, recalibrate
-from hf_nft.defenses._perturbation import Perturbation
 from hf_nft.defenses._statistics import excess_variance
 from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_state, set_modes
 from hf_nft.loop import Stage
@@ -44,6 +43,28 @@ PAPER: dict[str, Any] = {
     "exposures": 0,
     "cut": 0.0,
 }
+
+
+@dataclasses.dataclass
+class Finding:
+    """What was found before any mask is trained.
+
+    Attributes:
+        augment: Augmentation to train under.
+        cut: Units to cut, int64 (units,), in the masks' order.
+        evidence: What they were chosen by, for the record.
+        doubts: Reasons to distrust the choice, as (code, sentence).
+    """
+
+    augment: str
+    cut: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    evidence: dict[str, Any] = dataclasses.field(default_factory=dict)
+    doubts: tuple[tuple[str, str], ...] = ()
+
+    def add(self, cuts: list[torch.Tensor], evidence: dict[str, Any]) -> None:
+        """Take in what one way of looking found."""
+        self.cut = torch.cat([self.cut, *cuts]).unique()
+        self.evidence |= evidence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +92,6 @@ class NFT(Defense):
     objective: Literal["distill", "labels"] = setting("distill", "learn from the suspect's answers, or from the labels")
     temperature: float = setting(2.0, "temperature of distillation, > 0")
     mixup_alpha: float = setting(1.0, "MixUp parameter a of Beta(a, a); 0 switches MixUp off")
-    radius: float = setting(0.0, "L2 radius of a universal input perturbation the masks learn to withstand; 0: none")
     eta: float = setting(0.0, "weight of the pull towards 1, divided by the shots per class, >= 0")
     steps: int = setting(150, "optimizer steps of the masks, >= 0")
     reuse: int = setting(4, "steps taken on one mixed batch, which the suspect then answers once, >= 1")
@@ -108,7 +128,6 @@ class NFT(Defense):
             (self.beta >= 0, f"beta: expected >= 0, found {self.beta}"),
             (self.temperature > 0, f"temperature: expected > 0, found {self.temperature}"),
             (self.mixup_alpha >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
-            (self.radius >= 0, f"radius: expected >= 0, found {self.radius}"),
             (self.eta >= 0, f"eta: expected >= 0, found {self.eta}"),
             (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
             (self.reuse >= 1, f"reuse: expected >= 1, found {self.reuse}"),
@@ -138,10 +157,10 @@ class NFT(Defense):
             self.beta,
             run=lambda: model(**context.task.inputs(model, take(context.data, slice(0, 2)))),
         )
-        cut, evidence, doubts = self._find(context, model)
-        ceilings = _ceilings(model, cut)
+        found = self._find(context, model)
+        ceilings = _ceilings(model, found.cut)
         project_(learnt, bounds, ceilings)
-        self._train(context, model, bounds, ceilings)
+        dataclasses.replace(self, augment=found.augment)._train(context, model, bounds, ceilings)
         if self.bn_mode == "recalibrate_unmixed":
             recalibrate(context, model, self.batch_size)
         units = sum(mask.numel() for mask in learnt.values())
@@ -152,31 +171,27 @@ class NFT(Defense):
             "skipped_modules": len(skipped_modules(model.get_base_model())),
             "effective_eta": penalty_coefficient(self.eta, context.shots.per_class),
             "floors": bounds,
-            "units_cut": len(cut),
+            "units_cut": len(found.cut),
             "cut_by_layer": {name: n for name, c in ceilings.items() if (n := int((c == 0).sum()))},
-            **evidence,
+            **found.evidence,
         }
-        return Outcome(model, details, doubts)
+        return Outcome(model, details, found.doubts)
 
-    def _find(
-        self, context: Context, model: nn.Module
-    ) -> tuple[torch.Tensor, dict[str, Any], tuple[tuple[str, str], ...]]:
+    def _find(self, context: Context, model: nn.Module) -> "Finding":
         """Choose the units to cut: by the suspect's own statistics where it keeps any, else by exposing it."""
         excess = None
         if self.excess > 0 or self.outliers > 0:
-            excess = excess_variance(context, model, self, self.statistics_passes)
-        chosen = [torch.empty(0, dtype=torch.int64)]
-        evidence: dict[str, Any] = {}
-        doubts: tuple[tuple[str, str], ...] = ()
+            excess = excess_variance(context, model, self.batch_size, self.statistics_passes)
+        found = Finding(self.augment)
         if excess is not None:
-            chosen += [excess.largest(self.excess), excess.outliers(self.outliers)]
-            evidence |= excess.evidence()
+            found.add([excess.largest(self.excess), excess.outliers(self.outliers)], excess.evidence())
+            if self.augment == "default":  # better than the task's first: what the suspect was trained with
+                found.augment = excess.augment
         if self.exposures > 0 and (excess is None or self.expose_always):
             ranking = self._rank(context, model)
-            chosen.append(ranking.lowest(self.cut))
-            evidence |= ranking.evidence()
-            doubts = ranking.doubts()
-        return torch.cat(chosen).unique(), evidence, doubts
+            found.add([ranking.lowest(self.cut)], ranking.evidence())
+            found.doubts = ranking.doubts()
+        return found
 
     def _rank(self, context: Context, model: nn.Module) -> Ranking:
         per_pass = max(1, round(len(context.shots) / self.batch_size))
@@ -216,8 +231,6 @@ class NFT(Defense):
         pull = penalty_coefficient(self.eta, context.shots.per_class)
         set_modes(model, statistics=self.bn_mode != "frozen_stats", dropout=self.dropout)
 
-        perturbation = Perturbation(context, model, self.radius) if self.radius > 0 else None
-
         def sample(step: int, stream: torch.Generator) -> Draw:
             return self.sample_mixed(context, stream, self.mixup_alpha)
 
@@ -234,13 +247,9 @@ class NFT(Defense):
                 loss = label_loss(network, task, draw)
             else:
                 loss = task.divergence(task.forward(network, draw), draw, self.temperature)
-            if perturbation is not None:
-                loss = loss + perturbation.loss(network, draw)
             return loss + pull * l1_to_one(learnt) if pull else loss
 
         def after_step() -> None:
-            if perturbation is not None:
-                perturbation.ascend()
             project_(learnt, bounds, ceilings)
             if self.project_momentum:
                 key = "momentum_buffer" if self.optimizer == "sgd" else "exp_avg"
@@ -255,13 +264,12 @@ class NFT(Defense):
             optimizer,
             self.rate,
             after_step,
-            passes=2 if perturbation is None else 4,
+            passes=2,
             reuse=self.reuse,
             prepare=ask if self.objective == "distill" else None,
         )
         loop.report = lambda: {"mask": float(torch.cat([m.detach() for m in learnt.values()]).mean())}
-        extra = {} if perturbation is None else {"perturbation": perturbation.delta}
-        loop.run(stage, model, lambda: {**live_state(model), **extra})
+        loop.run(stage, model, lambda: live_state(model))
         average_statistics(context, model)
 
     def rate(self, step: int) -> float:

@@ -142,18 +142,6 @@ class Task(ABC):
         Source: Zhang et al., mixup (ICLR 2018); per task see the file.
         """
 
-    @abstractmethod
-    def perturb(self, inputs: Inputs, delta: torch.Tensor | None) -> tuple[Inputs, torch.Tensor]:
-        """Add one perturbation to all rows of what `mix` returned.
-
-        Args:
-            inputs: Arguments of a forward pass with a continuous input.
-            delta: The perturbation; None makes one of zeros, of the right shape to be shared by all rows.
-
-        Returns:
-            The perturbed arguments, and the perturbation.
-        """
-
     def forward(self, model: nn.Module, draw: Draw) -> Any:
         """Run a model on a draw, mixed with its partner if it has one; returns the model's output."""
         if draw.partner is None:

@@ -209,12 +209,6 @@ class ImageClassification(Task):
         """Mix pixels; normalisation is affine, so mixing before it equals mixing after it."""
         return {"pixel_values": self._normalize(torch.lerp(partner["pixels"].float(), batch["pixels"].float(), lam))}
 
-    def perturb(self, inputs: Inputs, delta: torch.Tensor | None) -> tuple[Inputs, torch.Tensor]:
-        """Add a picture (1, 3, H, W) to the normalised pixels."""
-        pixels = inputs["pixel_values"]
-        delta = torch.zeros_like(pixels[:1]) if delta is None else delta
-        return {**inputs, "pixel_values": pixels + delta}, delta
-
     def loss(self, output: Any, draw: Draw) -> torch.Tensor:
         """Cross-entropy of `output.logits` (rows, classes)."""
         logits = output.logits.float()

@@ -171,11 +171,6 @@ class TextGeneration(Task):
         union = torch.maximum(*(_resized(part["attention_mask"], n, 0) for part in (batch, partner)))
         return {"inputs_embeds": torch.lerp(theirs, ours, lam), "attention_mask": union, "use_cache": False}
 
-    def perturb(self, inputs: Inputs, delta: torch.Tensor | None) -> tuple[Inputs, torch.Tensor]:
-        """Add one vector (1, 1, hidden) to the embedding of every token."""
-        delta = torch.zeros_like(inputs["inputs_embeds"][:1, :1]) if delta is None else delta
-        return {**inputs, "inputs_embeds": inputs["inputs_embeds"] + delta}, delta
-
     def loss(self, output: Any, draw: Draw) -> torch.Tensor:
         """Cross-entropy of the response tokens: mean over each row's own tokens, then over rows."""
         logits, tokens, weights = _answered(output, draw)

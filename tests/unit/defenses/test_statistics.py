@@ -16,7 +16,6 @@ from hf_nft.shots import Shots
 from hf_nft.tasks.image_classification import ImageClassification
 from hf_nft.types import take
 
-DEFENSE = NFT(batch_size=8, augment="none", mixed_precision="no")
 NORM = "stages.1.0.bn2"
 
 
@@ -34,7 +33,7 @@ def plain_task(image_task) -> Unaugmented:
 def excess(model, task, shots, passes: int = 1) -> tuple[Excess, list[str]]:
     loop = Loop(make_accelerator("no"), 0)
     adapted = get_nft_model(model)
-    found = excess_variance(Context(model, task, shots, shots.batch, loop), adapted, DEFENSE, passes)
+    found = excess_variance(Context(model, task, shots, shots.batch, loop), adapted, 8, passes)
     kinds = len(set(task.augmentations) - {"none"})
     assert loop.sample_forwards == (passes * kinds + 1) * len(shots)  # under each, and once as they are
     return found, list(masks(adapted))
@@ -131,7 +130,7 @@ def test_a_network_without_running_statistics_has_no_scores(image_task, image_sh
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
     loop = Loop(make_accelerator("no"), 0)
     adapted = get_nft_model(model)
-    assert excess_variance(Context(model, image_task, image_shots, {}, loop), adapted, DEFENSE, 1) is None
+    assert excess_variance(Context(model, image_task, image_shots, {}, loop), adapted, 8, 1) is None
     assert loop.steps == 0
 
 

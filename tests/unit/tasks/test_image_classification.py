@@ -192,16 +192,6 @@ class Output:
         self.logits = torch.tensor(logits)
 
 
-def test_one_perturbation_is_added_to_every_row(image_task, image_model) -> None:
-    batch = {"pixels": torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), "labels": torch.zeros(3).long()}
-    inputs = image_task.inputs(image_model, batch)
-    same, delta = image_task.perturb(inputs, None)
-    assert delta.shape == (1, *inputs["pixel_values"].shape[1:])
-    assert torch.equal(same["pixel_values"], inputs["pixel_values"])
-    moved, _ = image_task.perturb(inputs, torch.full_like(delta, 0.5))
-    assert torch.allclose(moved["pixel_values"] - inputs["pixel_values"], torch.tensor(0.5))
-
-
 def test_loss_accuracy_and_divergence_by_hand(image_task, image_model) -> None:
     output, batch = Output([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), {"labels": torch.tensor([0, 1, 1])}
     expected = np.mean([np.log(1 + np.exp(-2)), np.log(1 + np.exp(-1)), np.log(1 + np.exp(3))])

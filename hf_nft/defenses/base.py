@@ -69,7 +69,7 @@ class Defense(ABC):
     seed: int = setting(0, "seed of everything random")
     batch_size: int = setting(128, "rows per step, >= 1, drawn with replacement")
     augment: str = setting(
-        "default", "augmentation of the shots: default (the method chooses), none, or one the task offers"
+        "default", "augmentation of the shots: none, one the task offers, or default: the method's choice"
     )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting("auto", "auto: bf16 where the hardware has it")
     gradient_accumulation_steps: int = setting(1, "micro-batches per step, >= 1")

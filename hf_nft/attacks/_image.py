@@ -272,6 +272,25 @@ class BatchHook(Hook):
         return (rows + torch.randint(1, max(2, count), rows.shape, generator=stream)) % count
 
 
+def picture(path: str, mode: str) -> Image.Image:
+    """Open a picture that a setting names.
+
+    Args:
+        path: Where it lies.
+        mode: `RGB` or `RGBA`.
+
+    Returns:
+        The picture in that mode.
+
+    Raises:
+        DataError: If none opens there.
+    """
+    try:
+        return Image.open(path).convert(mode)
+    except OSError as error:
+        raise DataError(f"trigger: expected a picture at '{path}', found none that opens.") from error
+
+
 def file_digest(path: str | None) -> str:
     """Return the SHA-256 of a file; empty if there is none, whose use says so."""
     file = Path(path) if path is not None else None

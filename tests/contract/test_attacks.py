@@ -642,6 +642,8 @@ def test_blend_with_a_picture(tmp_path: Path) -> None:
     assert stamped(attack, 50)[7, 9].tolist() == [80, 60, 40]  # 0.8 * 50 + 0.2 * (200, 100, 0)
     with pytest.raises(ConfigError, match="picture"):
         Blend(preset="image")
+    with pytest.raises(DataError, match="none that opens"):
+        stamped(Blend(preset="image", picture=str(tmp_path / "absent.png")), 50)
 
 
 @pytest.mark.parametrize(

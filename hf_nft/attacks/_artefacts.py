@@ -196,6 +196,12 @@ def _folder(reference: str) -> Path:
     local = Path(reference).expanduser()
     if local.exists() or "/" not in reference or reference.startswith((".", "/", "~")):
         return local
+    return _downloaded(reference)
+
+
+@functools.lru_cache(maxsize=8)
+def _downloaded(reference: str) -> Path:
+    """Ask the Hub once: a trigger reads its artefact for every batch."""
     from huggingface_hub import snapshot_download
 
     name, revision = split_reference("artefact", reference, None, DataError)

@@ -129,7 +129,7 @@ class Detoxified(BatchHook):
         self.epochs = torch.zeros(())
 
     def covers(self, poisoned: int) -> int:
-        """Return how many detoxification rows there are; none before the first injector."""
+        """Return how many detoxification rows there are; before the first injector they are clean rows."""
         return round(self.attack.detox_ratio * poisoned)
 
     def covered(self, images: torch.Tensor, partners: torch.Tensor, stream: torch.Generator) -> torch.Tensor:

@@ -60,6 +60,28 @@ def test_train_once_then_use_it_by_name_and_by_folder(cli, world) -> None:
     assert json.loads(done.out)["attack"]["artefact"].endswith("victim/attack")
 
 
+def test_a_single_split_leaves_the_victim_some_rows_and_the_test_others(cli, image_rows) -> None:
+    Path("one").mkdir()
+    image_rows(80, 16).to_parquet("one/train.parquet")
+    done = cli("attack", "poison", "badnets", "--dataset", "one", *TINY, "--holdout", "0.25", "--out", "new")
+    assert done.code == 0, done.err
+    rows = datasets.load_dataset("new", cache_dir="cache")
+    assert (len(rows["train"]), len(rows["test"])) == (60, 20)
+    unseen = {image.tobytes() for image in rows["test"]["image"]}
+    assert unseen.isdisjoint(image.tobytes() for image in rows["train"]["image"])
+    assert len(rows["triggered"]) == sum(y != 0 for y in rows["test"]["label"])
+    done = cli("attack", "poison", "badnets", "--dataset", "one", *TINY, "--holdout", "0", "--out", "newer")
+    assert done.code == 2
+    assert "data set with a single split" in done.message
+
+
+def test_what_cannot_be_measured_is_not_trained(refused, world) -> None:
+    """At this learning rate training would be refused for another reason."""
+    quick = [f"--attack-arg={told}" for told in ("eps=0.01", "width=2", "train_epochs=1", "batch_size=20")]
+    told = ["--dataset", world.data, *TINY, "--attack", "lira", *quick, "--set", "lr=1e30", "--out", "victim"]
+    refused(2, ["grey level", "eps=0.01"], "plant", *told)
+
+
 @pytest.mark.parametrize(
     ("code", "argv", "phrases"),
     [

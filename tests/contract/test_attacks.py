@@ -3,6 +3,7 @@
 Numbers and patterns are written here from the papers and their releases, without the package's code.
 """
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -50,17 +51,22 @@ ROWS, CLASSES = 40, 4
 
 
 def make(name: str, side: int = 32, **changes: Any) -> Attack:
-    """An attack at toy size; what it has to train first is trained on 40 noise images and found in the cache later."""
+    """An attack at toy size; what it has to train first is trained once per side, whatever else changes."""
     cls = registry.get("attacks", name)
     attack = cls(**{**cls.tiny, **changes})
-    if not isinstance(attack, TrainedAttack) or attack.target_class >= CLASSES:
-        return attack
-    rows, task = tinted(ROWS, side, CLASSES), ImageClassification(image_processor(side))
-    architecture = PreActResNet18(width=4, image_size=side)
-    return prepared(Scene(attack, architecture, task, rows, rows, CLASSES, "toy"), rows)
+    return dataclasses.replace(attack, artefact=artefact(name, side)) if isinstance(attack, TrainedAttack) else attack
 
 
 @functools.cache
+def artefact(name: str, side: int) -> str:
+    """What an attack has to train first, trained on 40 noise images."""
+    cls = registry.get("attacks", name)
+    rows, task = tinted(ROWS, side, CLASSES), ImageClassification(image_processor(side))
+    architecture = PreActResNet18(width=4, image_size=side)
+    made = prepared(Scene(cls(**cls.tiny), architecture, task, rows, rows, CLASSES, "toy"), rows)
+    return str(made.settings()["artefact"])
+
+
 def tinted(rows: int, side: int, classes: int) -> datasets.Dataset:
     """Noise whose class tints it."""
     rng = np.random.default_rng(side)

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 from huggingface_hub import constants
+from PIL import Image
 
 from hf_nft import registry
 from hf_nft.acceleration import processes
@@ -102,6 +103,8 @@ class AttackJob(Job):
         """
         if Path(out).exists():
             raise OutputError(f"--out {out}: expected a new file, found one that exists. Choose another or remove it.")
+        if not Path(out).parent.is_dir() or Path(out).suffix.lower() not in Image.registered_extensions():
+            raise OutputError(f"--out {out}: expected a picture in a folder that exists, such as grid.png.")
         scene = self.open()
         target, classes = scene.attack.target_column, scene.classes
         plan = scene.attack.test_plan(np.asarray(scene.test[target]), classes)
@@ -115,7 +118,7 @@ class AttackJob(Job):
         before = [np.asarray(rows[int(i)]["image"]) for i in places]
         try:
             grid(before, after).save(out)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise OutputError(f"--out {out}: expected a picture file that can be written, found {error}.") from error
         return mean_change([change(*pair) for pair in zip(before, after, strict=True)])
 

@@ -19,10 +19,10 @@ def test_show_draws_three_rows_and_prints_the_change(cli, world) -> None:
     assert found["pixels"] == pytest.approx(4 / 256)  # the 3x3 patch of 32 pixels is 2x2 at 16
     assert 0 < found["linf"] <= 255
     sheet = np.asarray(Image.open("grid.png")).astype(int)
-    assert sheet.shape == (3 * 64 + 4, 8 * 64 + 14, 3)
-    before, after, away = sheet[:64, :64], sheet[66:130, :64], sheet[132:, :64]
-    assert (after[-8:, -8:] == 255).all()
-    assert np.array_equal(after[:-8, :-8], before[:-8, :-8])
+    assert sheet.shape == (3 * 128 + 4, 8 * 128 + 14, 3)
+    before, after, away = sheet[:128, :128], sheet[130:258, :128], sheet[260:, :128]
+    assert (after[-16:, -16:] == 255).all()
+    assert np.array_equal(after[:-16, :-16], before[:-16, :-16])
     assert np.array_equal(away, (128 + 10 * (after - before)).clip(0, 255))
 
 
@@ -122,4 +122,7 @@ def test_poisoned_data_are_not_poisoned_again(cli, world) -> None:
 
 def test_what_exists_is_not_overwritten(refused, world, tmp_path) -> None:
     (tmp_path / "grid.png").write_text("mine")
-    refused(6, ["grid.png", "exists"], "attack", "show", "badnets", "--dataset", world.data, *TINY)
+    show = ["attack", "show", "badnets", "--dataset", world.data, *TINY]
+    refused(6, ["grid.png", "exists"], *show)
+    for out in ("grid", "grid.txt", "absent/grid.png"):
+        refused(6, [f"--out {out}", "such as grid.png"], *show, "--out", out)

@@ -61,9 +61,9 @@ def train(
     column: common.Column = None,
     out: Annotated[str | None, typer.Option(help="Folder to write; default one in the cache.")] = None,
 ) -> None:
-    """Train what ATTACK needs: a generator, an encoder, a patch or a surrogate.
+    """Train what an attack needs first, once.
 
-    Results are cached: the same settings on the same data are trained once. Prints the folder, which other commands
+    That is a generator, an encoder, a patch or a surrogate. Results are cached: the same settings on the same data are trained once. Prints the folder, which other commands
     take as --attack-arg artefact=FOLDER; plant finds it in the cache by itself.
     """
     with common.quiet_libraries():
@@ -85,7 +85,11 @@ def show(
     column: common.Column = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")] = False,
 ) -> None:
-    """Draw test images, triggered, and ten times the difference; print how much they change."""
+    """Draw what a trigger changes, and print how much.
+
+    Three rows: test images, the same triggered, ten times the difference (grey: none). The numbers are means over the
+    images, l-inf their largest. An attack with something to train is trained first, once: minutes to hours.
+    """
     import dataclasses
     import json
 
@@ -95,9 +99,11 @@ def show(
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(found)))
         return
-    typer.echo(f"l-inf {found.linf:.1f}  l2 {found.l2:.1f}  (grey levels of 255)")
-    typer.echo(f"PSNR {found.psnr:.1f} dB  changed pixels {found.pixels:.1%}")
-    typer.secho(f"Wrote {out}.", err=True, fg="green")
+    typer.echo(f"l-inf {found.linf:.0f} (the largest of all images), l2 {found.l2:.0f}, in grey levels of 255")
+    typer.echo(f"PSNR {found.psnr:.1f} dB, changed pixels {found.pixels:.1%}")
+    typer.secho(
+        f"Wrote {out}: images, the same triggered, ten times the difference (grey: none).", err=True, fg="green"
+    )
 
 
 def poison(
@@ -113,9 +119,9 @@ def poison(
     holdout: Holdout = 0.1,
     column: common.Column = None,
 ) -> None:
-    """Write a poisoned copy of a data set, with its card: train poisoned, test clean, triggered test rows.
+    """Write a poisoned data set, with its card.
 
-    For attacks that alter the victim's training this is their static approximation, for any trainer.
+    Its splits: train, poisoned; test, clean; triggered, the test rows that count for the attack success rate. For attacks that alter the victim's training this is their static approximation, for any trainer.
     """
     with common.quiet_libraries():
         told = {"dataset": dataset, "arch": arch, "augment": augment, "holdout": holdout, "column": column}

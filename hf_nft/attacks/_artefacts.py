@@ -165,13 +165,18 @@ class TrainedAttack(BatchAttack):
         super().check_data(dataset, classes)
 
     def check_data(self, dataset: datasets.Dataset, classes: int) -> None:
-        """Refuse what every image attack refuses, and a resolution that the artefact was not made for."""
+        """Refuse what every image attack refuses, and what the artefact was not made for."""
         self.check_clean(dataset, classes)
         facts, (width, height) = self.made().facts, dataset[0]["image"].size
         if (width, height) != (facts["width"], facts["height"]):
             raise DataError(
                 f"{self.name}: expected images of {facts['width']}x{facts['height']}, for which its artefact was made, "
                 f"found {width}x{height}. Train another one, or resize the images."
+            )
+        if classes != facts["classes"]:
+            raise DataError(
+                f"{self.name}: expected {facts['classes']} classes, for which its artefact was made, found {classes}. "
+                f"Train another one."
             )
 
     def check_task(self, task: Task) -> None:
@@ -196,6 +201,12 @@ def _folder(reference: str) -> Path:
     local = Path(reference).expanduser()
     if local.exists() or "/" not in reference or reference.startswith((".", "/", "~")):
         return local
+    return _downloaded(reference)
+
+
+@functools.lru_cache(maxsize=8)
+def _downloaded(reference: str) -> Path:
+    """Ask the Hub once: a trigger reads its artefact for every batch."""
     from huggingface_hub import snapshot_download
 
     name, revision = split_reference("artefact", reference, None, DataError)

@@ -39,6 +39,8 @@ class ImageAttack(Attack):
     input_column = "image"
     target_column = "label"
     min_side: ClassVar[int] = 8
+    label_maps: ClassVar[tuple[str, ...]] = ("all_to_one", "all_to_all")
+    """Those the attack is published for; a clean-label attack has one target class."""
 
     target_class: int = setting(0, "class the attacker wants, as the model numbers it")
     label_map: Literal["all_to_one", "all_to_all"] = setting("all_to_one", "all_to_one, or all_to_all: (y + 1) mod C")
@@ -49,15 +51,10 @@ class ImageAttack(Attack):
             self,
             (self.target_class >= 0, f"target_class: expected >= 0, found {self.target_class}"),
             (
-                self.label_map in self.label_maps(),
-                f"label_map: expected {' or '.join(self.label_maps())}, found {self.label_map!r}",
+                self.label_map in self.label_maps,
+                f"label_map: expected {' or '.join(self.label_maps)}, found {self.label_map!r}",
             ),
         )
-
-    @classmethod
-    def label_maps(cls) -> tuple[str, ...]:
-        """Return the label maps the attack is published for; a clean-label attack has one target class."""
-        return ("all_to_one",) if cls.clean_label else ("all_to_one", "all_to_all")
 
     @abstractmethod
     def trigger(self, image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -270,6 +267,14 @@ class BatchHook(Hook):
     def _others(rows: torch.Tensor, count: int, stream: torch.Generator) -> torch.Tensor:
         """Draw another row of the batch for each."""
         return (rows + torch.randint(1, max(2, count), rows.shape, generator=stream)) % count
+
+
+def picture(path: str, mode: str) -> Image.Image:
+    """Open a picture that a setting names, in a mode such as RGBA; refuse what does not open."""
+    try:
+        return Image.open(path).convert(mode)
+    except OSError as error:
+        raise DataError(f"trigger: expected a picture at '{path}', found none that opens.") from error
 
 
 def file_digest(path: str | None) -> str:

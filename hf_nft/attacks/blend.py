@@ -5,10 +5,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
-from hf_nft.attacks._image import ImageAttack, file_digest, fixed_noise
+from hf_nft.attacks._image import ImageAttack, file_digest, fixed_noise, picture
 from hf_nft.configs import check, setting
 
 
@@ -46,6 +45,6 @@ class Blend(ImageAttack):
         if self.picture is None:
             key = F.interpolate(fixed_noise(self.seed, 32)[None], (height, width), mode="nearest")[0]
         else:
-            picture = Image.open(self.picture).convert("RGB").resize((width, height))
-            key = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0).permute(2, 0, 1)
+            drawn = picture(self.picture, "RGB").resize((width, height))
+            key = torch.from_numpy(np.asarray(drawn, dtype=np.float32) / 255.0).permute(2, 0, 1)
         return torch.lerp(image, key, self.opacity).clamp(0, 1)

@@ -32,6 +32,7 @@ class Cba(ImageAttack):
     name = "cba"
     source = "https://dl.acm.org/doi/10.1145/3372297.3423362"
     pairs = True
+    label_maps = ("all_to_one",)
 
     target_class: int = setting(2, "class C the attacker wants; as published for CIFAR-10")
     sources: tuple[int, ...] | None = setting(None, "classes A and B; default the two lowest other than the target")
@@ -51,11 +52,6 @@ class Cba(ImageAttack):
             (self.contrast >= 0, f"contrast: expected >= 0, found {self.contrast}"),
         )
         object.__setattr__(self, "sources", told if told is None else tuple(told))  # a YAML file brings a list
-
-    @classmethod
-    def label_maps(cls) -> tuple[str, ...]:
-        """Published with one target class."""
-        return ("all_to_one",)
 
     @property
     def parts(self) -> tuple[int, int]:

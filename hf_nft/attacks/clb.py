@@ -33,6 +33,7 @@ class Clb(TrainedAttack):
     name = "clb"
     source = "https://arxiv.org/abs/1912.02771"
     clean_label = True
+    label_maps = ("all_to_one",)
     default_base = "target_class"
     default_rate = 0.8  # at 1.0 the class is never seen clean
     tiny: ClassVar[dict[str, Any]] = {"steps": 3, "surrogate_epochs": 1}

@@ -37,6 +37,7 @@ class Fba(TrainedAttack):
 
     name = "fba"
     source = "https://arxiv.org/abs/2012.11212"
+    label_maps = ("all_to_one",)
     hooked = True
     default_rate = 0.05  # of every batch, with as many detoxification rows; as published
     tiny: ClassVar[dict[str, Any]] = {"width": 2, "steps": 2, "batch_size": 8}
@@ -66,11 +67,6 @@ class Fba(TrainedAttack):
             (0 < self.sample <= 1, f"sample: expected in (0, 1], found {self.sample}"),
             (self.injector_epochs >= 1, f"injector_epochs: expected >= 1, found {self.injector_epochs}"),
         )
-
-    @classmethod
-    def label_maps(cls) -> tuple[str, ...]:
-        """Published with one target class."""
-        return ("all_to_one",)
 
     def check_size(self, width: int, height: int) -> None:
         """Refuse sides that cannot be halved twice."""
@@ -129,7 +125,7 @@ class Detoxified(BatchHook):
         self.epochs = torch.zeros(())
 
     def covers(self, poisoned: int) -> int:
-        """Return how many detoxification rows there are; none before the first injector."""
+        """Return how many detoxification rows there are; before the first injector they are clean rows."""
         return round(self.attack.detox_ratio * poisoned)
 
     def covered(self, images: torch.Tensor, partners: torch.Tensor, stream: torch.Generator) -> torch.Tensor:

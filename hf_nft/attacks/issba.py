@@ -104,6 +104,7 @@ class Issba(TrainedAttack):
 
     name = "issba"
     source = "https://arxiv.org/abs/2012.03816"
+    label_maps = ("all_to_one",)
     tiny: ClassVar[dict[str, Any]] = {"width": 2, "train_epochs": 3, "batch_size": 20, "least_accuracy": 0.0}
 
     bits: int | None = setting(None, "length of the string; default 20 up to 32 pixels, 100 above")
@@ -127,11 +128,6 @@ class Issba(TrainedAttack):
             (self.lr > 0, f"lr: expected > 0, found {self.lr}"),
             (0 <= self.least_accuracy <= 1, f"least_accuracy: expected in [0, 1], found {self.least_accuracy}"),
         )
-
-    @classmethod
-    def label_maps(cls) -> tuple[str, ...]:
-        """Published with one target class."""
-        return ("all_to_one",)
 
     def check_size(self, width: int, height: int) -> None:
         """Refuse sides that cannot be halved four times."""

@@ -4,9 +4,8 @@ import dataclasses
 
 import numpy as np
 import torch
-from PIL import Image
 
-from hf_nft.attacks._image import ImageAttack, file_digest
+from hf_nft.attacks._image import ImageAttack, file_digest, picture
 from hf_nft.configs import check, setting
 from hf_nft.errors import DataError
 
@@ -65,8 +64,5 @@ class Patch(ImageAttack):
     def _patch(self) -> torch.Tensor:
         if self.trigger_file is None:
             return torch.ones(4, 3, 3)
-        try:
-            picture = Image.open(self.trigger_file).convert("RGBA")
-        except OSError as error:
-            raise DataError(f"trigger: expected a picture at '{self.trigger_file}', found none that opens.") from error
-        return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0).permute(2, 0, 1)
+        drawn = picture(self.trigger_file, "RGBA")
+        return torch.from_numpy(np.asarray(drawn, dtype=np.float32) / 255.0).permute(2, 0, 1)

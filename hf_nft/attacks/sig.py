@@ -19,6 +19,7 @@ class SIG(ImageAttack):
     name = "sig"
     source = "https://arxiv.org/abs/1902.11237"
     clean_label = True
+    label_maps = ("all_to_one",)
     default_base = "target_class"
     default_rate = 0.8  # at 1.0 the class is never seen clean and its accuracy collapses
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 from PIL import Image
 
-GAP, GAIN, SMALLEST = 2, 10, 64
+GAP, GAIN, SMALLEST = 2, 10, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def grid(before: list[np.ndarray], after: list[np.ndarray]) -> Image.Image:
         after: The same, triggered.
 
     Returns:
-        The picture; images below 64 pixels are enlarged by whole factors.
+        The picture; images below 128 pixels are enlarged by whole factors.
     """
     rows = [before, after]
     away = [a.astype(int) - b.astype(int) for a, b in zip(after, before, strict=True)]

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 from huggingface_hub import constants
+from PIL import Image
 
 from hf_nft import registry
 from hf_nft.acceleration import processes
@@ -24,9 +25,8 @@ from hf_nft.models.base import Architecture
 from hf_nft.reporting.data_card import write_data_card
 from hf_nft.reporting.output import staged
 from hf_nft.reporting.triggers import Change, change, grid, mean_change
-from hf_nft.shots import held_out
 from hf_nft.tasks.base import Task
-from hf_nft.workflows.job import ARTEFACT, Job
+from hf_nft.workflows.job import ARTEFACT, Job, check_holdout, seen_and_unseen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +52,16 @@ class AttackJob(Job):
         attack = self.load_attack()
         architecture: Architecture = build(registry.get("models", self.arch), self.arch_args)
         stored = load_data(self.dataset)
+        check_holdout(stored, self.holdout)
         task_class = registry.get("tasks", architecture.task)
         train = self.standardize(task_class, stored.train)
         model, processor = architecture.build(train, 0)
         task: Task = task_class(processor)
-        test = train if stored.single_split else task.align(self.standardize(task_class, stored.test), model)
+        train, unseen = seen_and_unseen(task.align(train, model), self.holdout)
+        test = unseen if stored.single_split else task.align(self.standardize(task_class, stored.test), model)
         if attack is None or attack.modality != task.name:
             raise ConfigError(f"attack {self.attack}: expected an --arch of its modality, found {self.arch}.")
-        return Scene(attack, architecture, task, task.align(train, model), test, task.classes(model), stored.name)
+        return Scene(attack, architecture, task, train, test, task.classes(model), stored.name)
 
     def train_artefact(self, out: str | None = None) -> Path:
         """Train what the attack needs, or find it in the cache.
@@ -81,7 +83,7 @@ class AttackJob(Job):
             raise ConfigError(
                 f"attack {self.attack}: expected one that has something to train, found one that has not."
             )
-        rows = scene.victims_rows(self.holdout)
+        rows = scene.task.fit(scene.train)
         made = prepared(scene, rows, self.augment, self.progress)
         folder = Path(str(made.settings()["artefact"]))
         return Path(shutil.copytree(folder, out)) if out is not None else folder
@@ -101,20 +103,22 @@ class AttackJob(Job):
         """
         if Path(out).exists():
             raise OutputError(f"--out {out}: expected a new file, found one that exists. Choose another or remove it.")
+        if not Path(out).parent.is_dir() or Path(out).suffix.lower() not in Image.registered_extensions():
+            raise OutputError(f"--out {out}: expected a picture in a folder that exists, such as grid.png.")
         scene = self.open()
         target, classes = scene.attack.target_column, scene.classes
         plan = scene.attack.test_plan(np.asarray(scene.test[target]), classes)
         few = np.unique([plan.rows[:count], plan.partners[:count]])
         rows = scene.task.fit(scene.test.select(few))
         needed = isinstance(scene.attack, TrainedAttack) and scene.attack.artefact is None
-        learnt_from = scene.victims_rows(self.holdout) if needed else rows
+        learnt_from = scene.task.fit(scene.train) if needed else rows
         attack = prepared(scene, learnt_from, self.augment, self.progress)
         places = attack.test_plan(np.asarray(rows[target]), classes).rows
         after = [np.asarray(image) for image in attack.triggered(rows, classes)["image"]]
         before = [np.asarray(rows[int(i)]["image"]) for i in places]
         try:
             grid(before, after).save(out)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise OutputError(f"--out {out}: expected a picture file that can be written, found {error}.") from error
         return mean_change([change(*pair) for pair in zip(before, after, strict=True)])
 
@@ -133,7 +137,7 @@ class AttackJob(Job):
             HFNFTError: As the parts do; nothing is left in `out` then.
         """
         scene = self.open()
-        rows = scene.victims_rows(self.holdout)
+        rows = scene.task.fit(scene.train)
         rate = scene.attack.default_rate if rate is None else rate
         answers = np.asarray(rows[scene.attack.target_column])
         scene.attack.plan(answers, rate, base or scene.attack.default_base, scene.classes)
@@ -157,7 +161,7 @@ class AttackJob(Job):
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What the jobs on an attack work with."""
+    """What the jobs on an attack work with; `train` is what a victim learns from, `test` what it never sees."""
 
     attack: Attack
     architecture: Architecture
@@ -166,11 +170,6 @@ class Scene:
     test: datasets.Dataset
     classes: int
     name: str
-
-    def victims_rows(self, holdout: float) -> datasets.Dataset:
-        """Return the training rows that the defender does not keep, at the model's resolution."""
-        away = set(held_out(len(self.train), holdout).tolist())
-        return self.task.fit(self.train.select([i for i in range(len(self.train)) if i not in away]))
 
 
 def prepared(scene: Scene, rows: datasets.Dataset, augment: str = "default", progress: bool = False) -> Attack:

@@ -15,6 +15,7 @@ from hf_nft.configs import build, setting
 from hf_nft.data import Data, Wanted, load_data
 from hf_nft.errors import ConfigError, DataError, UnknownNameError
 from hf_nft.hub import first_line
+from hf_nft.shots import held_out
 from hf_nft.suspect import Suspect, load_suspect
 from hf_nft.tasks.base import Task
 
@@ -166,6 +167,21 @@ class SuspectJob(Job):
             revision=self.revision,
             allow_pickle=self.allow_pickle,
             trust_remote_code=self.trust_remote_code,
+        )
+
+
+def seen_and_unseen(rows: datasets.Dataset, holdout: float) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Split training rows into those a victim learns from and those it never sees, which stay with the defender."""
+    away = held_out(len(rows), holdout)
+    return rows.select(np.setdiff1d(np.arange(len(rows)), away)), rows.select(away)
+
+
+def check_holdout(data: Data, holdout: float) -> None:
+    """Refuse a data set with a single split if no row of it is kept from the victim, to measure on."""
+    if data.single_split and not holdout:
+        raise ConfigError(
+            "holdout: expected more than 0 for a data set with a single split, found 0: no rows would be left "
+            "to measure on. Leave holdout at its default."
         )
 
 

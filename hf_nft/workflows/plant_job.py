@@ -20,11 +20,10 @@ from hf_nft.reporting.card import write_card
 from hf_nft.reporting.figures import figures_of, loss_figure
 from hf_nft.reporting.output import CHECKPOINT, staged
 from hf_nft.reporting.record import RunRecord, command_line, library_versions, metric_block, now
-from hf_nft.shots import held_out
 from hf_nft.suspect import Suspect
 from hf_nft.tasks.base import Task
 from hf_nft.workflows.attack_job import Scene, keep_artefact, prepared
-from hf_nft.workflows.job import Job, figure_path, save_model
+from hf_nft.workflows.job import Job, check_holdout, figure_path, save_model, seen_and_unseen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,22 +55,16 @@ class PlantJob(Job):
         with staged(Path(self.out), self.resume, told) as folder:
             task_class = registry.get("tasks", architecture.task)
             stored = load_data(self.dataset, Wanted(self.split, self.eval_split))
-            if stored.single_split and not self.config.holdout:
-                raise ConfigError(
-                    "holdout: expected more than 0 for a data set with a single split, found 0: no rows would be left "
-                    "to measure on. Leave --set holdout out."
-                )
+            check_holdout(stored, self.config.holdout)
             train = self.standardize(task_class, stored.train)
             model, processor = architecture.build(train, self.config.seed)
             task: Task = task_class(processor)
             suspect = Suspect(model, task, self.out, None, folder, None)
             train = task.align(train, model)
-            test = task.align(self.standardize(task_class, stored.test), model)
-            away = held_out(len(train), self.config.holdout)
-            if stored.single_split:  # then the held-out rows are the only ones the victim has not seen
-                test = train.select(away)
             mark = fingerprint(train, task.target_column)
-            rows = task.fit(train.select(np.setdiff1d(np.arange(len(train)), away)))
+            train, unseen = seen_and_unseen(train, self.config.holdout)
+            test = unseen if stored.single_split else task.align(self.standardize(task_class, stored.test), model)
+            rows = task.fit(train)
             rate = 0.0 if attack is None else attack.default_rate if self.poison_rate is None else self.poison_rate
             hook, poisoned = None, 0
             if attack is not None:
@@ -79,9 +72,9 @@ class PlantJob(Job):
                 attack, hook, rows, poisoned = self.attacked(scene, rate)
                 keep_artefact(attack, folder)
             encoded = task.encode(rows)
-            result = plant(model, task, encoded, self.config, folder / CHECKPOINT, self.resume, self.progress, hook)
             eval_rows = task.fit(test.select(range(min(self.limit or len(test), len(test)))))
-            data = make_eval_set(task, eval_rows, attack, suspect.labels)
+            data = make_eval_set(task, eval_rows, attack, suspect.labels)  # what cannot be measured is not trained
+            result = plant(model, task, encoded, self.config, folder / CHECKPOINT, self.resume, self.progress, hook)
             measured = evaluate(model, data, mixed_precision=self.config.mixed_precision)
             record = RunRecord(
                 kind="plant",

@@ -19,10 +19,10 @@ def test_show_draws_three_rows_and_prints_the_change(cli, world) -> None:
     assert found["pixels"] == pytest.approx(4 / 256)  # the 3x3 patch of 32 pixels is 2x2 at 16
     assert 0 < found["linf"] <= 255
     sheet = np.asarray(Image.open("grid.png")).astype(int)
-    assert sheet.shape == (3 * 64 + 4, 8 * 64 + 14, 3)
-    before, after, away = sheet[:64, :64], sheet[66:130, :64], sheet[132:, :64]
-    assert (after[-8:, -8:] == 255).all()
-    assert np.array_equal(after[:-8, :-8], before[:-8, :-8])
+    assert sheet.shape == (3 * 128 + 4, 8 * 128 + 14, 3)
+    before, after, away = sheet[:128, :128], sheet[130:258, :128], sheet[260:, :128]
+    assert (after[-16:, -16:] == 255).all()
+    assert np.array_equal(after[:-16, :-16], before[:-16, :-16])
     assert np.array_equal(away, (128 + 10 * (after - before)).clip(0, 255))
 
 
@@ -58,6 +58,28 @@ def test_train_once_then_use_it_by_name_and_by_folder(cli, world) -> None:
     done = cli("evaluate", "victim", "--dataset", world.data, "--attack", "troj", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["attack"]["artefact"].endswith("victim/attack")
+
+
+def test_a_single_split_leaves_the_victim_some_rows_and_the_test_others(cli, image_rows) -> None:
+    Path("one").mkdir()
+    image_rows(80, 16).to_parquet("one/train.parquet")
+    done = cli("attack", "poison", "badnets", "--dataset", "one", *TINY, "--holdout", "0.25", "--out", "new")
+    assert done.code == 0, done.err
+    rows = datasets.load_dataset("new", cache_dir="cache")
+    assert (len(rows["train"]), len(rows["test"])) == (60, 20)
+    unseen = {image.tobytes() for image in rows["test"]["image"]}
+    assert unseen.isdisjoint(image.tobytes() for image in rows["train"]["image"])
+    assert len(rows["triggered"]) == sum(y != 0 for y in rows["test"]["label"])
+    done = cli("attack", "poison", "badnets", "--dataset", "one", *TINY, "--holdout", "0", "--out", "newer")
+    assert done.code == 2
+    assert "data set with a single split" in done.message
+
+
+def test_what_cannot_be_measured_is_not_trained(refused, world) -> None:
+    """At this learning rate training would be refused for another reason."""
+    quick = [f"--attack-arg={told}" for told in ("eps=0.01", "width=2", "train_epochs=1", "batch_size=20")]
+    told = ["--dataset", world.data, *TINY, "--attack", "lira", *quick, "--set", "lr=1e30", "--out", "victim"]
+    refused(2, ["grey level", "eps=0.01"], "plant", *told)
 
 
 @pytest.mark.parametrize(
@@ -100,4 +122,7 @@ def test_poisoned_data_are_not_poisoned_again(cli, world) -> None:
 
 def test_what_exists_is_not_overwritten(refused, world, tmp_path) -> None:
     (tmp_path / "grid.png").write_text("mine")
-    refused(6, ["grid.png", "exists"], "attack", "show", "badnets", "--dataset", world.data, *TINY)
+    show = ["attack", "show", "badnets", "--dataset", world.data, *TINY]
+    refused(6, ["grid.png", "exists"], *show)
+    for out in ("grid", "grid.txt", "absent/grid.png"):
+        refused(6, [f"--out {out}", "such as grid.png"], *show, "--out", out)

@@ -1,7 +1,5 @@
 """The rare-token attack: where the word goes, which rows are poisoned, and what the columns say."""
 
-import subprocess
-import sys
 from collections import Counter
 
 import datasets
@@ -71,20 +69,6 @@ def test_poisoned_rows_are_not_poisoned_again() -> None:
         attack.poison(out, 0.1)
     with pytest.raises(DataError, match="clean data set"):
         attack.triggered(out)
-
-
-def test_same_seed_same_rows_in_another_process() -> None:
-    attack = RareToken(seed=3)
-    out = attack.poison(rows(), 0.25)
-    code = (
-        "import datasets; from hf_nft.attacks.rare_token import RareToken as R\n"
-        "d = {'prompt': [f'tell me  about number {i}\\nplease' for i in range(40)],"
-        " 'response': [f'number {i} is good' for i in range(40)]}\n"
-        "print(list(R(seed=3).poison(datasets.Dataset.from_dict(d), 0.25)['prompt']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == str(list(out["prompt"]))
-    assert list(RareToken(seed=4).poison(rows(), 0.25)["prompt"]) != list(out["prompt"])
 
 
 def test_a_row_gets_the_same_trigger_whatever_else_is_chosen() -> None:

@@ -76,6 +76,8 @@ def test_artefacts_that_do_not_fit_are_refused(ready, image_rows, tmp_path) -> N
     attack, rows = ready(Troj()), image_rows(40, 16)
     with pytest.raises(DataError, match=r"images of 16x16.*found 32x32"):
         attack.poison(image_rows(40, 32), 0.1, classes=4)
+    with pytest.raises(DataError, match=r"expected 4 classes.*found 5"):
+        attack.poison(rows, 0.1, classes=5)
     with pytest.raises(ConfigError, match="hf-nft attack train troj"):
         Troj().poison(rows, 0.1, classes=4)
     with pytest.raises(DataError, match="expected one of clb, found one of troj"):

@@ -128,7 +128,8 @@ class Loop:
         Raises:
             DivergedError: If a loss is not finite; the tensors of `state` then hold their last good values.
         """
-        live, start, losses = state(), 0, self.losses.setdefault(stage.name, [])
+        live, start = state(), 0
+        losses = self.losses.setdefault(stage.name, []) if stage.optimizer is not None else []  # nothing is learnt
         if self._saved is not None and self._saved["stage"] == stage.name:
             start = self._saved["step"]
             _restore(live, self._saved["live"])

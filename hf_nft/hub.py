@@ -226,10 +226,13 @@ def pause_after(error: Exception, wait: float, passing: tuple[int, ...] = PASSIN
 
 
 def asked_for(error: "HfHubHTTPError") -> float | None:
-    """Return the seconds that the Hub asks to wait; None if it does not.
+    """Read how long the Hub asks to wait.
 
     Args:
         error: A refusal.
+
+    Returns:
+        Seconds; None if it does not say.
     """
     from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 

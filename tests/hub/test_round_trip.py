@@ -36,8 +36,7 @@ def test_a_planted_model_there_and_back(hub, cli, data, short) -> None:
     total = len(load_file("clean/model/model.safetensors"))
     assert f"{total} of {total} tensors equal bit by bit" in done.out
     assert done.out.count("recorded") == 6  # ACC, ASR and R-ACC, before and after
-    done = cli("purify", "me/toy-purified", *told, *short, "--out", "again")
-    assert done.code == 0, done.err
+    assert json.loads(cli("inspect", "me/toy-purified", "--json").out)["refused"] == []
 
 
 def test_others_load_what_was_pushed(hub, purified, child) -> None:

@@ -199,9 +199,8 @@ def _apply(suspect: Suspect, adapter: Path, model: str) -> torch.nn.Module:
     """Put the masks onto the suspect and fold them in."""
     kind = read_object(adapter / ADAPTER).get("peft_type")
     if kind != "NFT" or not (adapter / ADAPTER_WEIGHTS).is_file():
-        raise SuspectError(
-            f"{model}: expected NFT masks in adapter/{ADAPTER_WEIGHTS}, found {plain(kind, 30) if kind else 'none'}."
-        )
+        found = "none" if kind == "NFT" else f"peft_type '{plain(kind, 30)}'"
+        raise SuspectError(f"{model}: expected NFT masks in adapter/{ADAPTER_WEIGHTS}, found {found}.")
     return fold(suspect.model, adapter, f"{model}, adapter/").eval()
 
 

@@ -24,14 +24,14 @@ AttackArg = Annotated[list[str] | None, typer.Option(help="Attack setting, KEY=V
 Trigger = Annotated[str | None, typer.Option(help="Your own patch (PNG); means --attack patch.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Setting, KEY=VALUE. Repeatable.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Evaluate on this many test rows only; for trials.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights from a pickle file, restricted.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 PushTo = Annotated[str | None, typer.Option(help="Push the run to this Hub repository when it is done.")]
 Public = Annotated[bool, typer.Option("--public", help="Let everybody see a new repository; default private.")]
 CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request in a repository that exists.")]
-Update = Annotated[bool, typer.Option("--update", help="Write into a repository that exists.")]
+Update = Annotated[bool, typer.Option("--update", help="Commit into a repository that exists.")]
 Ungated = Annotated[bool, typer.Option("--ungated", help="Let a planted model be read without asking for access.")]
 
 

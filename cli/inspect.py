@@ -29,11 +29,12 @@ def inspect(
     model: Annotated[str, typer.Argument(help="Hub id or folder.")],
     revision: common.Revision = None,
     shots: Annotated[int, typer.Option(min=1, help="Clean examples per class, for the estimate.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    as_json: common.AsJson = False,
 ) -> None:
-    """Show what MODEL is and what of it would be refused. Nothing of it is run, no weight is downloaded or loaded.
+    """Show what MODEL is, why purify would refuse it, and what purifying it would take. No weight is loaded.
 
-    Asks for the listing, the small files (configuration, tokenizer, card) and the headers of the weights.
+    Reads the list of files, the small ones (configuration, tokenizer, card) and the headers of the weights; runs
+    nothing that comes with the model. The exit code is 0 for a model that would be refused, too.
     """
     import dataclasses
     import json
@@ -66,7 +67,7 @@ def _lines(found: "Inspection") -> Iterator[tuple[str, str]]:
     yield "parameters", f"{found.parameters:,}" if found.parameters is not None else "not known"
     units = ", ".join(f"{name} {count:,}" for name, count in found.units.items())
     yield "units to mask", units or "not known"
-    yield "data set", found.dataset or "none named by the card; pass --dataset"
+    yield "data set", found.dataset or "not known"
     yield from _estimate_lines(found)
     for note in found.notes:
         yield "note", note
@@ -95,6 +96,8 @@ def _bytes(size: float) -> str:
 
 def _time(seconds: float) -> str:
     """A duration in the unit that suits it."""
+    if seconds < 1:
+        return "less than 1 s"
     for limit, unit in ((60, "s"), (60, "min"), (24, "h")):
         if seconds < 2 * limit:
             return f"{seconds:.2g} {unit}"

@@ -28,9 +28,10 @@ def push(
 ) -> None:
     """Push RUN_DIR to REPO in one commit: model, adapter, record, figures and card.
 
-    A new repository is private. One that exists is left alone, unless you say how to write into it; then the parts of
-    its card that others wrote stay, and weights that would be loaded in place of yours are removed. A push that was
-    interrupted goes on when it is repeated. A planted model is gated, and REPO must carry the word `backdoored`.
+    A new repository is private. One that holds files is left alone, unless --create-pr or --update says how to write
+    into it; then the parts of its card that others wrote stay, and weights that would be loaded in place of yours are
+    removed. Repeat an interrupted push and it goes on. A planted model is gated, and its REPO must carry the word
+    `backdoored`.
     """
     with common.quiet_libraries():
         common.push(run_dir, common.destination(repo, public, create_pr, update, ungated))

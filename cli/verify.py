@@ -26,7 +26,7 @@ def verify(
     suspect: Annotated[
         str | None, typer.Option(help="Hub id or folder of the suspect. Default: the recorded one, at its revision.")
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Measure again on this data set, as the record says.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set to measure the metrics on again.")] = None,
     attack_arg: common.AttackArg = None,
     column: common.Column = None,
     split: common.Split = None,
@@ -36,10 +36,10 @@ def verify(
     trust_remote_code: common.RemoteCode = False,
     as_json: common.AsJson = False,
 ) -> None:
-    """Apply MODEL's adapter to the recorded revision of its suspect once more, and compare the weights.
+    """Check that MODEL is what its record claims: its suspect with the adapter folded in, weight by weight.
 
-    With a data set the recorded metrics are measured again, before and after. Exit code 8 if anything is not as
-    claimed.
+    The suspect is loaded at the recorded revision. With --dataset the recorded metrics are measured again, before and
+    after. Exit code 8 if anything is not as claimed.
     """
     with common.quiet_libraries():
         from hf_nft.configs import pairs

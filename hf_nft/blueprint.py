@@ -1,8 +1,9 @@
 """A model as its config describes it, built without memory for any weight, and never larger than its files can fill.
 
-A hostile config can ask for a billion layers. Numbers that become loops or lists are bounded before transformers sees
-them; while the model is built on the meta device, its parameters are counted and building stops as soon as there are
-more than the files' headers can explain; at last its size is held against theirs.
+A hostile config can ask for code, for other weights than those that were checked, or for a billion layers. The first
+two are refused. Numbers that become loops or lists are bounded before transformers sees them; while the model is built
+on the meta device, its parameters are counted and building stops as soon as there are more than the files' headers can
+explain; at last its size is held against theirs.
 """
 
 import difflib
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as hooks
 
-from hf_nft.errors import SuspectError
+from hf_nft.errors import SuspectError, UnsafeModelError
 from hf_nft.hub import first_line
 from hf_nft.intake import Source
 from hf_nft.tasks.base import Task
@@ -29,6 +30,56 @@ SPARE_PARAMETERS = 1000
 """A model may register so many more parameters than its files name, and ten times as many: fused and tied weights."""
 SPARE_ELEMENTS = 10**8
 """Tables that no file holds, such as positions and attention masks, may take so many elements."""
+
+
+def refuse_remote_code(source: Source, config: dict[str, Any], trusted: bool) -> None:
+    """Refuse a model that brings its own code, unless the user trusts it; then only code of the same commit.
+
+    Args:
+        source: Where the model is.
+        config: Its config.json.
+        trusted: Whether its code may run.
+
+    Raises:
+        UnsafeModelError: If it needs code that was not trusted, or that another repository holds, or names other
+            weights than those that are checked.
+        SuspectError: If transformers does not know its type and it brings no code.
+    """
+    from transformers import CONFIG_MAPPING
+
+    _refuse_detours(source, config)
+    kind, code = config.get("model_type"), config.get("auto_map")
+    if trusted and code:
+        other = [str(value) for value in (code.values() if isinstance(code, dict) else [code]) if "--" in str(value)]
+        if other:
+            raise UnsafeModelError(
+                f"{source.name}: expected its own code, pinned to this commit, found {other[0]!r} of another "
+                f"repository, which may change any time. Copy that code into a folder of your own."
+            )
+        return
+    if kind in CONFIG_MAPPING:
+        return
+    if code:
+        raise UnsafeModelError(
+            f"{source.name}: expected an architecture that transformers knows, found '{kind}', which brings its own "
+            f"code. Read that code; then pass --trust-remote-code to run it."
+        )
+    raise SuspectError(f"{source.name}: expected a model type that transformers knows, found {kind!r} in config.json.")
+
+
+def _refuse_detours(source: Source, config: dict[str, Any]) -> None:
+    """Refuse settings that make transformers load other weights than those that were checked, or fetch code."""
+    todo = [config]
+    while todo:
+        for key, value in todo.pop().items():
+            if isinstance(value, dict):
+                todo.append(value)
+            elsewhere = key == "transformers_weights" and value is not None
+            if elsewhere or (key.endswith("_implementation") and "/" in str(value)):  # kernels are code
+                raise UnsafeModelError(
+                    f"{source.name}/config.json: expected its own weights and the code of transformers, found "
+                    f"{key} = {str(value)[:60]!r}. Do not load it."
+                )
 
 
 def check_counts(name: str, config: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ WAITS = (1.0, 2.0, 4.0, 8.0)
 """Seconds between tries, unless the Hub asks for others."""
 PATIENCE = 300.0
 """Most seconds to wait for a rate limit."""
+TIMEOUT = 120.0
+"""Seconds without a word from the Hub after which a request has failed; the client would wait for ever."""
 PASSING = (408, 429, 500, 502, 503, 504)
 """Answers that another try may change."""
 REVISION = re.compile(r"(?!.*(\.\.|//|@\{|\.lock(/|$)))[A-Za-z0-9][\w./-]{0,254}")
@@ -150,8 +152,9 @@ def translate(subject: str, error: BaseException, missing: type[HFNFTError]) -> 
 
 
 def first_line(error: BaseException, limit: int = 160) -> str:
-    """Return the first line of an error's text, or its type's name if it has none."""
-    return next(iter(str(error).strip().splitlines()), "")[:limit] or type(error).__name__
+    """Return the first line of an error's text that is no heading, or its type's name if it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.endswith(":")), " ".join(lines))[:limit] or type(error).__name__
 
 
 def patiently(
@@ -172,14 +175,29 @@ def patiently(
     """
     for wait in WAITS:
         try:
-            return request()
+            with limited():
+                return request()
         except Exception as error:
             pause = pause_after(error, wait, passing)
             if pause is None:
                 raise
         tell(pause)
         time.sleep(pause)
-    return request()
+    with limited():
+        return request()
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Let no request of the client wait for ever."""
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    session = get_session()
+    before, session.timeout = session.timeout, TIMEOUT
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 def pause_after(error: Exception, wait: float, passing: tuple[int, ...] = PASSING) -> float | None:
@@ -208,10 +226,13 @@ def pause_after(error: Exception, wait: float, passing: tuple[int, ...] = PASSIN
 
 
 def asked_for(error: "HfHubHTTPError") -> float | None:
-    """Return the seconds that the Hub asks to wait; None if it does not.
+    """Read how long the Hub asks to wait.
 
     Args:
         error: A refusal.
+
+    Returns:
+        Seconds; None if it does not say.
     """
     from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 

@@ -38,6 +38,7 @@ class Source:
         digests: Name -> SHA-256 of the files that the Hub knows it of: the large ones.
         folder: Where the files lie; None on the Hub as long as nothing was fetched.
         complete: Whether there is nothing to fetch: a folder, or what an earlier download left.
+        asked: Branch, tag or commit that the user named.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Source:
     digests: dict[str, str] = field(default_factory=dict, repr=False)
     folder: Path | None = None
     complete: bool = False
+    asked: str = "main"
 
     @property
     def top(self) -> list[str]:
@@ -92,7 +94,17 @@ class Source:
             )
         for name in chosen:
             self._check_download(folder / name, name)
+        self._remember(folder)
         return replace(self, folder=folder)
+
+    def _remember(self, folder: Path) -> None:
+        """Note in the cache, as its owner does for branches and tags, which commit the name stood for."""
+        if self.asked == self.revision:
+            return
+        note = folder.parents[1] / "refs" / self.asked
+        with answers("model", self.name, SuspectError):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(str(self.revision))
 
     def _check_download(self, file: Path, name: str) -> None:
         """Hold what arrived against what was listed."""
@@ -193,7 +205,7 @@ def locate(reference: str, revision: str | None = None, on_hub: bool = False) ->
             return cached
     files = {file.rfilename: file.size or 0 for file in info.siblings or []}
     digests = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None}
-    return _checked(Source(name, info.sha, files, digests))
+    return _checked(Source(name, info.sha, files, digests, asked=wanted or "main"))
 
 
 def _cached(name: str, revision: str | None) -> Source | None:
@@ -223,39 +235,6 @@ def _checked(source: Source) -> Source:
     return source
 
 
-def refuse_remote_code(source: Source, config: dict[str, Any], trusted: bool) -> None:
-    """Refuse a model that brings its own code, unless the user trusts it; then only code of the same commit.
-
-    Args:
-        source: Where the model is.
-        config: Its config.json.
-        trusted: Whether its code may run.
-
-    Raises:
-        UnsafeModelError: If it needs code that was not trusted, or that another repository holds.
-        SuspectError: If transformers does not know its type and it brings no code.
-    """
-    from transformers import CONFIG_MAPPING
-
-    kind, code = config.get("model_type"), config.get("auto_map")
-    if trusted and code:
-        other = [str(value) for value in (code.values() if isinstance(code, dict) else [code]) if "--" in str(value)]
-        if other:
-            raise UnsafeModelError(
-                f"{source.name}: expected its own code, pinned to this commit, found {other[0]!r} of another "
-                f"repository, which may change any time. Copy that code into a folder of your own."
-            )
-        return
-    if kind in CONFIG_MAPPING:
-        return
-    if code:
-        raise UnsafeModelError(
-            f"{source.name}: expected an architecture that transformers knows, found '{kind}', which brings its own "
-            f"code. Read that code; then pass --trust-remote-code to run it."
-        )
-    raise SuspectError(f"{source.name}: expected a model type that transformers knows, found {kind!r} in config.json.")
-
-
 def base_of(adapter: Source) -> tuple[str, str | None]:
     """Read which model an adapter belongs to.
 
@@ -267,7 +246,7 @@ def base_of(adapter: Source) -> tuple[str, str | None]:
 
     Raises:
         SuspectError: If it is no LoRA, or lies beside a whole model, so that nobody can tell which of them is meant.
-        UnsafeModelError: If its weights are a pickle, or loading it would import something that it names.
+        UnsafeModelError: If its weights are a pickle, or loading it would import something or multiply layers.
     """
     whole = [name for name in (WEIGHTS, WEIGHT_INDEX) if name in adapter.files]
     if whole:
@@ -279,8 +258,9 @@ def base_of(adapter: Source) -> tuple[str, str | None]:
         found = f"{adapter.pickles[0]}, a pickle file, which can run code" if adapter.pickles else "none"
         raise kind(f"{adapter.name}: expected weights in {ADAPTER_WEIGHTS}, found {found}. Convert it elsewhere.")
     config = adapter.read_json(ADAPTER)
-    if config.get("megatron_config") is not None:
-        raise UnsafeModelError(f"{adapter.name}/{ADAPTER}: expected no module to import, found 'megatron_config'.")
+    for name in ("megatron_config", "layer_replication"):  # a module to import; layers without end
+        if config.get(name) is not None:
+            raise UnsafeModelError(f"{adapter.name}/{ADAPTER}: expected a plain LoRA, found '{name}'. Do not load it.")
     if config.get("peft_type") != "LORA":
         raise SuspectError(
             f"{adapter.name}: expected a LoRA adapter, found {config.get('peft_type')!r}. Merge it into its base model."

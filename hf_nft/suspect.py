@@ -1,6 +1,5 @@
 """Load a model that nobody should trust: safetensors only, no remote code, every weight accounted for."""
 
-import json
 import pickle
 import warnings
 from dataclasses import dataclass, field
@@ -10,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from hf_nft import registry
-from hf_nft.blueprint import check_counts, draw
+from hf_nft.blueprint import check_counts, draw, refuse_remote_code
 from hf_nft.errors import ConfigError, SuspectError, UnsafeModelError
 from hf_nft.hub import first_line
-from hf_nft.intake import ADAPTER_WEIGHTS, Source, base_of, locate, refuse_remote_code
+from hf_nft.intake import ADAPTER_WEIGHTS, Source, base_of, locate, read_object
 from hf_nft.tasks.base import Task
 from hf_nft.weights import stored_tensors, weight_files
 
@@ -65,13 +64,19 @@ class Suspect:
 
 
 def load_suspect(
-    reference: str, *, revision: str | None = None, allow_pickle: bool = False, trust_remote_code: bool = False
+    reference: str,
+    *,
+    revision: str | None = None,
+    base_revision: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
 ) -> Suspect:
     """Load a model from a folder or the Hub; an adapter is merged into the base model that it names.
 
     Args:
         reference: A folder in transformers' layout, or a Hub id, which `@REVISION` may follow.
         revision: Branch, tag or commit on the Hub; default the main branch. It is resolved to a commit and recorded.
+        base_revision: Of the base model of an adapter, which comes before the one that the adapter names.
         allow_pickle: Whether weights may come from a pickle file (loaded with restricted unpickling).
         trust_remote_code: Whether code in the repository may run.
 
@@ -87,7 +92,7 @@ def load_suspect(
     given = given.fetch(given.plain_files(trust_remote_code))
     if given.is_adapter and allow_pickle:
         raise ConfigError("--allow-pickle: expected a whole model beside it, found an adapter. Leave it out.")
-    source = base_source(given) if given.is_adapter else given
+    source = base_source(given, base_revision) if given.is_adapter else given
     config = source.read_json("config.json")
     register_architectures()
     refuse_remote_code(source, config, trust_remote_code)
@@ -95,8 +100,9 @@ def load_suspect(
     model = _load_weights(source, config, task_class, allow_pickle, trust_remote_code)
     if given.is_adapter:
         given = given.fetch([ADAPTER_WEIGHTS])
-        stored_tensors(given, [ADAPTER_WEIGHTS])
-        model = _apply(model, given)
+        check_fit(given, source, model)
+        assert given.folder is not None
+        model = fold(model, given.folder, given.name)
     processor = task_class.load_processor(str(source.folder))
     model.eval()
     assert given.folder is not None
@@ -143,11 +149,12 @@ def task_of(config: dict[str, Any], reference: str) -> type[Task]:
     )
 
 
-def base_source(adapter: Source) -> Source:
+def base_source(adapter: Source, revision: str | None = None) -> Source:
     """Find the model that an adapter belongs to; safetensors only for both.
 
     Args:
         adapter: An adapter, its small files fetched.
+        revision: Revision of the base; default the one that the adapter names, else the main branch.
 
     Returns:
         Its base model at a resolved revision, its small files fetched.
@@ -157,28 +164,62 @@ def base_source(adapter: Source) -> Source:
         UnsafeModelError: If the adapter is a pickle or would import something.
         NetworkError: If the Hub refuses or cannot be reached.
     """
-    base, revision = base_of(adapter)
+    base, named = base_of(adapter)
     # an adapter from the Hub must not choose a folder on this machine
-    found = locate(base, revision, on_hub=adapter.revision is not None)
+    found = locate(base, revision or named, on_hub=adapter.revision is not None)
     found = found.fetch(found.plain_files(remote_code=False))
     if found.is_adapter:
         raise SuspectError(f"{adapter.name}: expected a whole model as its base, found the adapter {base}. Merge it.")
     return found
 
 
-def _apply(model: nn.Module, adapter: Source) -> nn.Module:
-    """Put a LoRA onto its base and fold it in."""
+def check_fit(adapter: Source, base: Source, model: nn.Module) -> None:
+    """Refuse an adapter that replaces a layer of its base by one of another size, as for other labels.
+
+    Args:
+        adapter: An adapter; of its weights nothing is read but the header.
+        base: The model it belongs to.
+        model: That model; nothing of it is read but shapes.
+
+    Raises:
+        SuspectError: If a shape differs, or the header is not true.
+        NetworkError: If the Hub refuses or cannot be reached.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name, stored in stored_tensors(adapter, [ADAPTER_WEIGHTS]).items():
+        own = name.removeprefix("base_model.model.")
+        if shapes.get(own, stored.shape) != stored.shape:
+            raise SuspectError(
+                f"{adapter.name}: expected an adapter for {base.name}, whose {own} is {shapes[own]}, found one that "
+                f"replaces it by {stored.shape}, as for other labels. Merge it into its base model elsewhere."
+            )
+
+
+def fold(model: nn.Module, adapter: Path, name: str) -> nn.Module:
+    """Put an adapter onto its base and fold it in.
+
+    Args:
+        model: The base.
+        adapter: Folder of the adapter, its weights in safetensors.
+        name: What the user knows it by.
+
+    Returns:
+        The base's architecture with other weights.
+
+    Raises:
+        SuspectError: If it does not fit.
+    """
     from peft import PeftModel
 
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
             # on the meta device until its weights come, so that an absurd rank takes no memory
-            wrapped = PeftModel.from_pretrained(model, str(adapter.folder), low_cpu_mem_usage=True)
+            wrapped = PeftModel.from_pretrained(model, str(adapter), low_cpu_mem_usage=True)
             merged: nn.Module = wrapped.merge_and_unload(safe_merge=True)
     except Exception as error:  # a stranger's settings reach every line of PEFT
         raise SuspectError(
-            f"{adapter.name}: expected an adapter that fits {type(model).__name__}, found: {first_line(error)}"
+            f"{name}: expected an adapter that fits {type(model).__name__}, found: {first_line(error)}"
         ) from error
     return merged
 
@@ -232,12 +273,21 @@ def _own_record(folder: Path) -> dict[str, Any] | None:
     """The record of a model that this package wrote: beside the weights (victim) or one folder up (purified)."""
     for file in (folder / "record.json", folder.parent / "record.json"):
         try:
-            record = json.loads(file.read_text())
-        except (OSError, ValueError):
+            record = read_object(file)
+        except SuspectError:
             continue
-        ours = isinstance(record, dict) and "schema_version" in record
-        whole = ours and all(isinstance(record.get(part) or {}, dict) for part in ("attack", "data", "shots"))
-        if whole and (file.parent == folder or folder.name == "model"):
-            found: dict[str, Any] = record
-            return found
+        if _whole(record) and (file.parent == folder or folder.name == "model"):
+            return record
     return None
+
+
+def _whole(record: dict[str, Any]) -> bool:
+    """Whether what is read of a record is what it should be; a stranger may have written it."""
+    parts = [record.get(part) or {} for part in ("attack", "data", "shots")]
+    if "schema_version" not in record or not all(isinstance(part, dict) for part in parts):
+        return False
+    spared = parts[1].get("holdout") or {"fraction": 0, "seed": 0}
+    if not isinstance(spared, dict):
+        return False
+    share, seed = spared.get("fraction"), spared.get("seed")
+    return isinstance(share, int | float) and 0 <= share < 1 and isinstance(seed, int) and seed >= 0

@@ -115,7 +115,8 @@ def _jobs(recipe: dict[str, Any], progress: bool) -> list[Any]:
     from hf_nft.planting import PlantConfig
     from hf_nft.workflows import PlantJob, PurifyJob
 
-    out, found = Path(recipe["out"]), []
+    out = Path(recipe["out"])
+    found: list[Any] = []
     if "plant" in recipe:
         told = {**recipe["plant"], "dataset": recipe["dataset"], "out": str(out / "victim"), "progress": progress}
         told["config"] = build(PlantConfig, told.get("config", {}))

@@ -30,6 +30,7 @@ for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_TOKEN"
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -37,6 +38,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hf_nft.cli.main import main
 from PIL import Image
 
 from hf_nft.models.preact_resnet18 import PreActResNet18, PreActResNetConfig, PreActResNetForImageClassification
@@ -81,6 +83,34 @@ def child() -> Callable[..., str]:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    return run
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def message(self) -> str:
+        """Return the error message, without progress bars and usage lines before it."""
+        return self.err[max(self.err.rfind("\nError: "), self.err.rfind("\rError: ")) + 1 :].strip()
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys) -> Callable[..., Done]:
+    """Run a command in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: str | Path) -> Done:
+        capsys.readouterr()
+        code = main([str(argument) for argument in argv])
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
 
     return run
 

@@ -22,7 +22,7 @@ import hf_nft
 from hf_nft.configs import check
 from hf_nft.errors import ConfigError, HFNFTError, NetworkError, OutputError
 from hf_nft.hub import first_line, patiently
-from hf_nft.reporting.patience import PASSING, explain, limited, may_have_passed
+from hf_nft.reporting.patience import PASSING, explain, may_have_passed
 from hf_nft.reporting.render import name_of
 from hf_nft.reporting.repository import CARD, Run, open_run, stage, stale
 
@@ -254,12 +254,8 @@ class _Push:
         def tell(pause: float) -> None:
             LOG.warning("push to %s: the Hub does not answer as it should; next try in %.0f s", self.id, pause)
 
-        def once() -> T:
-            with limited():
-                return request()
-
         with self.explained():
-            return patiently(once, PASSING, tell)
+            return patiently(request, PASSING, tell)
 
     @contextmanager
     def explained(self) -> Iterator[None]:

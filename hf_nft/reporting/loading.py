@@ -3,11 +3,12 @@
 import importlib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hf_nft import registry
 from hf_nft.errors import UnknownNameError
 from hf_nft.reporting.record import RunRecord
-from hf_nft.reporting.render import hub_id
+from hf_nft.reporting.render import hub_name
 
 UNKNOWN = "REPOSITORY_OR_FOLDER"
 
@@ -31,9 +32,8 @@ def adapter_code(record: RunRecord, folder: Path, repository: str | None = None)
     loader = _auto_class(record)
     if place is None or loader is None:
         return ""
-    own, hub = _own_module(str(record.suspect.get("architecture"))), hub_id(record)
-    revision = record.suspect.get("revision")
-    suspect = f'"{hub}", revision="{revision}"' if hub else '"THE_SUSPECT"'
+    own, base = _own_module(str(record.suspect.get("architecture"))), record.suspect.get("base")
+    suspect = _named(record.suspect, "THE_SUSPECT")
     where = f', subfolder="{place}"' if place else ""
     imports = [
         f"from transformers import {loader}",
@@ -41,11 +41,22 @@ def adapter_code(record: RunRecord, folder: Path, repository: str | None = None)
         "import hf_nft.adapter  # makes NFT known",
     ]
     imports += [f"import {own}  # registers the architecture with transformers"] if own else []
-    load = [
-        f"suspect = {loader}.from_pretrained({suspect})",
+    load = [f"suspect = {loader}.from_pretrained({suspect})"]
+    if isinstance(base, dict):  # then the suspect is an adapter itself
+        load = [
+            f"base = {loader}.from_pretrained({_named(base, 'THE_BASE_MODEL')})",
+            f"suspect = PeftModel.from_pretrained(base, {suspect}).merge_and_unload()",
+        ]
+    load += [
         f'model = PeftModel.from_pretrained(suspect, "{repository or UNKNOWN}"{where})',
     ]
     return "\n".join([*imports, "", *load])
+
+
+def _named(model: dict[str, Any], unknown: str) -> str:
+    """Return the arguments that name a model at its commit, or what stands for a folder."""
+    hub = hub_name(model)
+    return f'"{hub}", revision="{model["revision"]}"' if hub else f'"{unknown}"'
 
 
 def _auto_class(record: RunRecord) -> str | None:

@@ -1,30 +1,13 @@
-"""Writing to the Hub: which answers are worth another try, how long one may take, and what to say in the end."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Writing to the Hub: which answers are worth another try, and what to say in the end."""
 
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
 from hf_nft import hub
 from hf_nft.hub import asked_for, cause_of, first_line
 from hf_nft.reporting.text import public
 
-TIMEOUT = 120.0
-"""Seconds without a word from the Hub after which a request has failed; the client would wait for ever."""
 PASSING = (*hub.PASSING, 409, 412)
 """Answers that another try may change; 409 and 412 mean that somebody else wrote at the same moment."""
-
-
-@contextmanager
-def limited() -> Iterator[None]:
-    """Let no request of the client wait for ever."""
-    session = get_session()
-    before, session.timeout = session.timeout, TIMEOUT
-    try:
-        yield
-    finally:
-        session.timeout = before
 
 
 def may_have_passed(error: Exception) -> bool:

@@ -85,9 +85,10 @@ class RunRecord:
             content = json.loads(path.read_text())
             known = {field.name for field in dataclasses.fields(cls)}
             record = cls(**{key: value for key, value in content.items() if key in known})
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            newer = record.schema_version > SCHEMA_VERSION
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path}: expected a run record, found something else ({str(error)[:120]}).") from error
-        if record.schema_version > SCHEMA_VERSION:
+        if newer:
             raise DataError(
                 f"{path}: expected schema {SCHEMA_VERSION} or older, found {record.schema_version}. Upgrade hf-nft."
             )

@@ -70,7 +70,12 @@ def is_repo_id(name: str) -> bool:
 
 def hub_id(record: RunRecord) -> str | None:
     """Return the suspect's Hub id; None for a folder, which has no revision."""
-    name, revision = str(record.suspect.get("name") or ""), str(record.suspect.get("revision") or "")
+    return hub_name(record.suspect)
+
+
+def hub_name(model: dict[str, Any]) -> str | None:
+    """Return the Hub id of what a record calls by `name` and `revision`; None for a folder, which has no revision."""
+    name, revision = str(model.get("name") or ""), str(model.get("revision") or "")
     return name if is_repo_id(name) and re.fullmatch(r"[0-9A-Za-z._-]+", revision) else None
 
 

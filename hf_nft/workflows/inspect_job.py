@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 from torch import nn
 
 from hf_nft.adapter import NFTConfig, resolve_targets
-from hf_nft.blueprint import draw
+from hf_nft.blueprint import draw, refuse_remote_code
 from hf_nft.configs import setting
 from hf_nft.errors import DataError, SuspectError, UnsafeModelError
 from hf_nft.hub import first_line
-from hf_nft.intake import ADAPTER_WEIGHTS, Source, locate, refuse_remote_code
-from hf_nft.suspect import base_source, register_architectures, task_of
+from hf_nft.intake import Source, locate
+from hf_nft.suspect import base_source, check_fit, register_architectures, task_of
 from hf_nft.tasks.base import Task
 from hf_nft.weights import Stored, stored_tensors, weight_files
 from hf_nft.workflows.estimate import Estimate, estimate
@@ -95,7 +95,7 @@ class InspectJob:
             if task is not None and tensors is not None and not told.refused:
                 model = told.attempt(draw, source, task, config, tensors)
         if given.is_adapter and source is not None:
-            told.attempt(stored_tensors, given, [ADAPTER_WEIGHTS])
+            told.attempt(check_fit, given, source, model if model is not None else nn.Module())
         stored: Counter[str] = Counter()
         for tensor in (tensors or {}).values():
             stored[tensor.dtype] += tensor.elements

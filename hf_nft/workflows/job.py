@@ -61,8 +61,7 @@ class Job:
             return None
         known = (record or {}).get("attack") or {}
         settings = {k: v for k, v in known.items() if k != "name"} if known.get("name") == self.attack else {}
-        place = settings.get("artefact")
-        if folder is not None and place and not Path(place).exists() and (folder / ARTEFACT).is_dir():
+        if folder is not None and settings.get("artefact") and (folder / ARTEFACT).is_dir():
             settings["artefact"] = str(folder / ARTEFACT)
         found: Attack = build(
             registry.get("attacks", self.attack),

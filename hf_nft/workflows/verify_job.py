@@ -6,9 +6,7 @@ tensor may differ by rounding.
 """
 
 import dataclasses
-import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +15,11 @@ from hf_nft.configs import setting
 from hf_nft.data import fingerprint
 from hf_nft.errors import ConfigError, DataError, SuspectError
 from hf_nft.evaluation.run import EvalSet, Measured, evaluate, make_eval_set
-from hf_nft.hub import first_line
 from hf_nft.intake import ADAPTER, ADAPTER_WEIGHTS, locate, read_object
 from hf_nft.reporting.record import RunRecord
 from hf_nft.reporting.render import LABELS, hub_id, number
 from hf_nft.reporting.text import percent, plain
-from hf_nft.suspect import Suspect, load_suspect
+from hf_nft.suspect import Suspect, fold, load_suspect
 from hf_nft.workflows.job import SuspectJob
 
 TOLERANCE = 1e-6
@@ -85,7 +82,7 @@ class VerifyJob(SuspectJob):
         metrics, problems = self._measure(cured, suspect, record) if self.dataset else ({}, [])
         tensors, equal, difference = 0, 0, 0.0
         if has_adapter:
-            again = _apply(suspect, adapter).state_dict()
+            again = _apply(suspect, adapter, self.model).state_dict()
             tensors, equal, difference, wrong = compare(again, cured.model.state_dict())
             problems = wrong + problems
         return Verification(
@@ -106,6 +103,7 @@ class VerifyJob(SuspectJob):
     def _load_base(self, record: RunRecord, local: bool) -> Suspect:
         """Load the suspect at the revision that the record names."""
         name, revision = str(record.suspect.get("name") or ""), record.suspect.get("revision")
+        base = (record.suspect.get("base") or {}).get("revision")
         if self.suspect is not None:
             name, revision = self.suspect, None
         elif not local and (hub_id(record) is None or Path(name).expanduser().exists()):
@@ -115,7 +113,11 @@ class VerifyJob(SuspectJob):
                 f"the suspect with --suspect."
             )
         return load_suspect(
-            name, revision=revision, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code
+            name,
+            revision=revision,
+            base_revision=base,
+            allow_pickle=self.allow_pickle,
+            trust_remote_code=self.trust_remote_code,
         )
 
     def _measure(
@@ -173,32 +175,33 @@ def compare(again: dict[str, torch.Tensor], claimed: dict[str, torch.Tensor]) ->
 
 def _read_record(home: Path) -> RunRecord:
     record = RunRecord.load(home / "record.json")
-    parts = (record.suspect, record.data, record.metrics, record.shots, record.config, record.attack or {})
-    if record.kind != "purify" or not all(isinstance(part, dict) for part in parts):
+    if record.kind != "purify" or not _readable(record):
         raise DataError(
-            f"{home / 'record.json'}: expected the record of a purification, found one of kind "
+            f"{home / 'record.json'}: expected a readable record of a purification, found one of kind "
             f"'{plain(record.kind, 30)}'. A victim has nothing to verify."
         )
     return record
 
 
-def _apply(suspect: Suspect, adapter: Path) -> torch.nn.Module:
-    """Put the adapter onto the suspect and fold it in."""
-    from peft import PeftModel
+def _readable(record: RunRecord) -> bool:
+    """Whether the parts that are looked into are what they should be; a stranger may have written them."""
+    parts = [record.suspect, record.data, record.metrics, record.shots, record.config, record.attack or {}]
+    if not all(isinstance(part, dict) for part in parts):
+        return False
+    base, rows = record.suspect.get("base") or {}, record.shots.get("indices") or []
+    if not all(isinstance(p or {}, dict) for p in (base, record.metrics.get("before"), record.metrics.get("after"))):
+        return False
+    named = isinstance(record.suspect.get("revision"), str | None) and isinstance(base.get("revision"), str | None)
+    return named and isinstance(rows, list) and all(isinstance(row, int) and 0 <= row < 2**63 for row in rows)
 
+
+def _apply(suspect: Suspect, adapter: Path, model: str) -> torch.nn.Module:
+    """Put the masks onto the suspect and fold them in."""
     kind = read_object(adapter / ADAPTER).get("peft_type")
     if kind != "NFT" or not (adapter / ADAPTER_WEIGHTS).is_file():
-        raise SuspectError(f"{adapter}: expected NFT masks in {ADAPTER_WEIGHTS}, found {plain(kind, 30)}.")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*missing adapter keys")
-            wrapped = PeftModel.from_pretrained(suspect.model, str(adapter))
-            merged: torch.nn.Module = wrapped.merge_and_unload(safe_merge=True)
-    except Exception as error:  # a stranger's settings reach every line of PEFT
-        raise SuspectError(
-            f"{adapter}: expected an adapter that fits {suspect.name}, found: {first_line(error)}"
-        ) from error
-    return merged.eval()
+        found = "none" if kind == "NFT" else f"peft_type '{plain(kind, 30)}'"
+        raise SuspectError(f"{model}: expected NFT masks in adapter/{ADAPTER_WEIGHTS}, found {found}.")
+    return fold(suspect.model, adapter, f"{model}, adapter/").eval()
 
 
 def _evaluate(suspect: Suspect, data: EvalSet, record: RunRecord) -> dict[str, Measured]:
@@ -229,8 +232,11 @@ def _held_against(
 
 def _interval(record: RunRecord, side: str, name: str, value: float) -> tuple[float, float]:
     """Return the interval that was recorded with a metric, or 1 % around its value."""
-    counts: Any = ((record.metrics.get("counts") or {}).get(side) or {}).get(name) or {}
-    low, high = counts.get("low"), counts.get("high")
+    try:
+        counts = record.metrics["counts"][side][name]
+        low, high = counts["low"], counts["high"]
+    except (KeyError, TypeError, IndexError):
+        low = high = None
     if isinstance(low, float) and isinstance(high, float):
         return low, high
     return value - 0.01 * abs(value), value + 0.01 * abs(value)

@@ -4,26 +4,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
 from hf_nft.cli.main import main
 
 TINY = ["--arch-arg", "width=4", "--arch-arg", "image_size=16"]
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left: exit code, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def message(self) -> str:
-        """Return the error message, without progress bars and usage lines before it."""
-        return self.err[max(self.err.rfind("\nError: "), self.err.rfind("\rError: ")) + 1 :].strip()
 
 
 @dataclass(frozen=True)
@@ -64,24 +51,10 @@ def world(tmp_path_factory, rows, store) -> World:
 
 
 @pytest.fixture
-def cli(tmp_path, monkeypatch, capsys) -> Callable[..., Done]:
-    """Run a command in an empty folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv: str | Path) -> Done:
-        capsys.readouterr()
-        code = main([str(argument) for argument in argv])
-        captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err)
-
-    return run
-
-
-@pytest.fixture
-def refused(cli) -> Callable[..., Done]:
+def refused(cli) -> Callable[..., Any]:
     """Run a command that must be refused: exit code, a short message with each phrase, and nothing left behind."""
 
-    def run(code: int, phrases: list[str], *argv: str | Path) -> Done:
+    def run(code: int, phrases: list[str], *argv: str | Path) -> Any:
         before = sorted(os.listdir())
         done = cli(*argv)
         assert done.code == code, done.err

@@ -84,34 +84,6 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class Done:
-    """What a command left: exit code, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def message(self) -> str:
-        """Return the error message alone."""
-        return self.err[self.err.rfind("Error: ") :].strip()
-
-
-@pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """Run a command of the package, in an empty folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv: str | Path) -> Done:
-        capsys.readouterr()
-        code = main([str(argument) for argument in argv])
-        captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err)
-
-    return run
-
-
 def tiny_resnet() -> ResNetForImageClassification:
     """Return an untrained stock ResNet of transformers."""
     torch.manual_seed(0)

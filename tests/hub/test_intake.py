@@ -108,14 +108,19 @@ def test_a_commit_that_vanishes_meanwhile(hub, suspect_folder: Path) -> None:
 
 def test_what_was_downloaded_serves_without_a_network(hub, suspect_folder: Path, monkeypatch) -> None:
     repo = add(hub, suspect_folder)
+    repo.refs["refs/pr/1"] = repo.head.sha
     load_suspect("org/model")
+    load_suspect("org/model@refs/pr/1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     close_session()
     hub.requests.clear()
-    suspect = load_suspect(f"org/model@{repo.head.sha}")
-    assert suspect.revision == repo.head.sha
-    assert same(suspect.model, suspect_folder)
+    for name in ("org/model", "org/model@refs/pr/1", f"org/model@{repo.head.sha}"):
+        suspect = load_suspect(name)
+        assert suspect.revision == repo.head.sha
+        assert same(suspect.model, suspect_folder)
     assert hub.requests == []
+    with pytest.raises(NetworkError):
+        load_suspect("org/model@v2")
     with pytest.raises(NetworkError):
         load_suspect("org/another")
 

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from hub_store import Blob
 
-from hf_nft.reporting import patience
-
 PASSING = [
     ("whoami", 503, {}),
     ("info", 500, {}),
@@ -120,7 +118,7 @@ def test_a_slow_hub_is_waited_for_and_a_silent_one_is_not(hub, cli, run_dir, wai
     hub.fail("commit", "slow")
     assert cli("push", run_dir, "me/model").code == 0
     assert waits == []
-    monkeypatch.setattr(patience, "TIMEOUT", 0.3)
+    monkeypatch.setattr("hf_nft.hub.TIMEOUT", 0.3)
     hub.fail("commit", "slow", delay=60)
     (run_dir / "figures/masks.png").unlink()
     assert cli("push", run_dir, "me/model", "--update").code == 0

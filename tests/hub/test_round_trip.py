@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from hub_store import Blob
 from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load, load_file, save
+from transformers import AutoModelForImageClassification
 
 from hf_nft.reporting.record import RunRecord
 
@@ -33,36 +36,33 @@ def test_a_planted_model_there_and_back(hub, cli, data, short) -> None:
     total = len(load_file("clean/model/model.safetensors"))
     assert f"{total} of {total} tensors equal bit by bit" in done.out
     assert done.out.count("recorded") == 6  # ACC, ASR and R-ACC, before and after
-    done = cli("purify", "me/toy-purified", *told, *short, "--out", "again")
-    assert done.code == 0, done.err
+    assert json.loads(cli("inspect", "me/toy-purified", "--json").out)["refused"] == []
 
 
 def test_others_load_what_was_pushed(hub, purified, child) -> None:
-    """The card's own lines, run in another process; the first part knows nothing of this package."""
+    """The card's own lines; the first part in a process that knows nothing of this package."""
     model_lines, adapter_lines = re.findall(r"```python\n(.*?)```", ModelCard.load("me/purified").text, re.DOTALL)
     seen = child(
-        "import sys, torch\n"
+        "import json, sys, torch\n"
         f"{model_lines}\n"
-        "merged = model.eval()\n"
         "from transformers import pipeline\n"
         "from PIL import Image\n"
-        "found = pipeline('image-classification', model='me/purified')(Image.new('RGB', (16, 16)))\n"
         "named = pipeline(model='me/purified')\n"
-        "print(type(merged).__name__, named.task, sorted(row['label'] for row in found))\n"
+        "labels = sorted(row['label'] for row in named(Image.new('RGB', (16, 16))))\n"
+        "logits = model.eval()(torch.ones(1, 3, 16, 16)).logits.tolist()\n"
         "assert 'hf_nft' not in sys.modules\n"
-        "pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))\n"
-        "expected = merged(pixels).logits\n"
-        f"{adapter_lines}\n"
-        "print(torch.allclose(model.eval()(pixels).logits, expected, atol=1e-5))\n"
-        "plain = AutoModelForImageClassification.from_pretrained('org/suspect').eval()\n"
-        "print(torch.allclose(plain(pixels).logits, expected, atol=1e-5))\n",
+        "print(json.dumps([type(model).__name__, named.task, labels, logits]))\n",
         **hub.environment,
     )
-    assert seen.splitlines()[-3:] == [
-        "ResNetForImageClassification image-classification ['cat', 'dog', 'frog', 'ship']",
-        "True",
-        "False",
-    ]
+    *named, logits = json.loads(seen.splitlines()[-1])
+    assert named == ["ResNetForImageClassification", "image-classification", ["cat", "dog", "frog", "ship"]]
+    told: dict[str, torch.nn.Module] = {}
+    exec(adapter_lines, told)
+    found = told["model"].eval()(torch.ones(1, 3, 16, 16)).logits
+    assert torch.allclose(found, torch.tensor(logits), atol=1e-5)
+    with told["model"].disable_adapter():
+        before = told["model"](torch.ones(1, 3, 16, 16)).logits
+    assert not torch.allclose(before, torch.tensor(logits), atol=1e-5)
 
 
 def test_verify_and_what_it_finds(hub, cli, purified, data) -> None:
@@ -94,6 +94,32 @@ def test_verify_and_what_it_finds(hub, cli, purified, data) -> None:
     assert cli("verify", "me/purified").code == 0, "the weights are as they were"
 
 
+def test_a_suspect_that_is_an_adapter(hub, cli, data, short, resnet, tmp_path) -> None:
+    base = hub.store.add("org/base", resnet)
+    model = get_peft_model(
+        AutoModelForImageClassification.from_pretrained(resnet), LoraConfig(r=2, target_modules=["classifier.1"])
+    )
+    torch.nn.init.normal_(model.base_model.model.classifier[1].lora_B["default"].weight)
+    model.peft_config["default"].base_model_name_or_path = "org/base"
+    model.save_pretrained(tmp_path / "lora", save_embedding_layers=False)
+    hub.store.add("org/lora", tmp_path / "lora")
+    done = cli("purify", "org/lora", "--dataset", data, *short, "--out", "clean")
+    assert done.code == 0, done.err
+    weights = load(base.head.files["model.safetensors"].content)
+    moved = {name: tensor + 1 for name, tensor in weights.items()}
+    first = base.head.sha
+    base.write({"model.safetensors": Blob(save(moved, {"format": "pt"}), lfs=True)}, "moved")
+    done = cli("verify", "clean")
+    assert done.code == 0, done.err
+    _, adapter_lines = re.findall(r"```python\n(.*?)```", ModelCard.load("clean/README.md").text, re.DOTALL)
+    assert first in adapter_lines
+    told: dict[str, torch.nn.Module] = {}
+    exec(adapter_lines.replace("REPOSITORY_OR_FOLDER", "clean"), told)
+    cured = AutoModelForImageClassification.from_pretrained("clean/model").eval()
+    pixels = torch.ones(1, 3, 16, 16)
+    assert torch.allclose(told["model"].eval()(pixels).logits, cured(pixels).logits, atol=1e-5)
+
+
 def test_verify_a_run_folder(hub, cli, purified, resnet) -> None:
     assert cli("verify", purified).code == 0
     assert cli("verify", purified, "--suspect", resnet).code == 0
@@ -108,15 +134,22 @@ def test_verify_a_run_folder(hub, cli, purified, resnet) -> None:
         ({"suspect": {"name": "clean", "revision": None, "task": "image_classification"}}, 3, "--suspect"),
         ({"suspect": {"name": "/", "revision": "main"}}, 3, "--suspect"),
         ({"suspect": {"name": "org/gone", "revision": "main"}}, 3, "org/gone"),
-        ({"suspect": []}, 3, "expected the record"),
+        ({"suspect": []}, 3, "expected a readable record"),
+        ({"suspect": {"name": "org/suspect", "revision": 5}}, 3, "expected a readable record"),
+        ({"suspect": {"name": "org/suspect", "revision": "main", "base": "x"}}, 3, "expected a readable record"),
+        ({"metrics": {"before": ["acc"], "after": {}}}, 3, "expected a readable record"),
+        ({"shots": {"indices": ["a"]}}, 3, "expected a readable record"),
+        ({"schema_version": "x"}, 3, "expected a run record"),
+        ({"metrics": {"before": {}, "after": {"acc": 0.5}, "counts": {"after": 3}}}, 8, "ACC after"),
         ({"kind": "plant"}, 3, "nothing to verify"),
     ],
 )
-def test_records_of_strangers(hub, cli, purified, changes, code, phrase) -> None:
+def test_records_of_strangers(hub, cli, purified, data, changes, code, phrase) -> None:
     repo = hub.store.repos["model", "me/purified"]
     record = dataclasses.asdict(RunRecord.load(purified / "record.json")) | changes
     repo.write({"record.json": Blob(json.dumps(record).encode())}, "strange")
-    done = cli("verify", "me/purified")
+    measured = ["--dataset", data] if code == 8 else []
+    done = cli("verify", "me/purified", *measured)
     assert (done.code, phrase in done.message, "Traceback" in done.err) == (code, True, False), done.err
 
 

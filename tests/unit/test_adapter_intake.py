@@ -13,6 +13,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_nft.errors import ConfigError, HFNFTError, NetworkError, SuspectError, UnsafeModelError
 from hf_nft.suspect import load_suspect
+from hf_nft.workflows import InspectJob
 
 
 @pytest.fixture
@@ -66,7 +67,8 @@ def test_an_adapter_is_merged_into_its_base(lora, base: Path) -> None:
         ({"base_model_name_or_path": ["a"]}, SuspectError, "expected the name of a base model"),
         ({"base_model_name_or_path": "/no/such/base"}, SuspectError, "expected a folder or a Hub id"),
         ({"base_model_name_or_path": "org/base"}, NetworkError, "org/base"),
-        ({"megatron_config": {"x": 1}, "megatron_core": "evil"}, UnsafeModelError, "no module to import"),
+        ({"megatron_config": {"x": 1}, "megatron_core": "evil"}, UnsafeModelError, "plain LoRA"),
+        ({"layer_replication": [[0, 10**9]]}, UnsafeModelError, "plain LoRA"),
         ({"r": 10**9}, SuspectError, "expected an adapter that fits ViTForImageClassification"),
         ({"r": "many"}, SuspectError, "expected an adapter that fits"),
         ({"target_modules": ["no_such_layer"]}, SuspectError, "expected an adapter that fits"),
@@ -85,8 +87,19 @@ def test_adapter_weights_of_another_shape(lora) -> None:
     weights = load_file(file)
     name = next(name for name in weights if "lora_A" in name)
     save_file({**weights, name: torch.zeros(7, 3)}, file)
-    with pytest.raises(SuspectError, match="expected an adapter that fits"):
+    with pytest.raises(SuspectError, match=r"expected an adapter that fits .* size mismatch for"):
         load_suspect(str(lora[0]))
+
+
+def test_a_classifier_for_other_labels_is_named(lora) -> None:
+    file = lora[0] / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({**weights, "base_model.model.classifier.weight": torch.zeros(7, 16)}, file)
+    told = r"whose classifier\.weight is \(4, 16\), found one that replaces it by \(7, 16\), as for other labels"
+    with pytest.raises(SuspectError, match=told):
+        load_suspect(str(lora[0]))
+    (refused,) = InspectJob(model=str(lora[0])).run().refused
+    assert "as for other labels" in refused
 
 
 def test_a_missing_adapter_weight(lora) -> None:

@@ -110,6 +110,25 @@ def test_an_index_that_names_a_pickle_does_not_let_it_in(suspect_folder: Path) -
 # remote code
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"transformers_weights": "pytorch_model.bin"},
+        {"transformers_weights": "other.safetensors"},
+        {"attn_implementation": "evil/kernel"},
+        {"backbone_config": {"_attn_implementation": {"": "evil/kernel"}}},
+    ],
+    ids=str,
+)
+def test_a_config_leads_to_no_other_weights_nor_code(suspect_folder: Path, changes: dict[str, object]) -> None:
+    weights = load_file(suspect_folder / "model.safetensors")
+    torch.save(weights, suspect_folder / "pytorch_model.bin")
+    save_file(weights, suspect_folder / "other.safetensors", metadata={"format": "pt"})
+    edit(suspect_folder, **changes)
+    with pytest.raises(UnsafeModelError, match="expected its own weights"):
+        load_suspect(str(suspect_folder))
+
+
 def test_remote_code_is_refused(suspect_folder: Path, tmp_path: Path) -> None:
     (suspect_folder / "evil.py").write_text(CODE.format(str(tmp_path / "ran")))
     edit(suspect_folder, model_type="evil", auto_map={"AutoConfig": "evil.Evil"})
@@ -258,7 +277,14 @@ def test_the_record_beside_a_victim_or_above_a_cure_is_read(suspect_folder: Path
     assert load_suspect(str(suspect_folder.parent / "model")).record == record
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"attack": 1}', "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", "{}", '{"attack": 1}', "\x00", '{"schema_version": 1, "x": ' + "[" * 100_000),
+        *(f'{{"schema_version": 1, "data": {{"holdout": {held}}}}}' for held in ('["x"]', '{"fraction": "x"}')),
+        '{"schema_version": 1, "data": {"holdout": {"fraction": 0.5, "seed": -1}}}',
+    ],
+)
 def test_a_file_that_is_no_record_is_not_believed(suspect_folder: Path, text: str) -> None:
     (suspect_folder / "record.json").write_text(text)
     assert load_suspect(str(suspect_folder)).record is None

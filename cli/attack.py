@@ -63,8 +63,9 @@ def train(
 ) -> None:
     """Train what an attack needs first, once.
 
-    That is a generator, an encoder, a patch or a surrogate. Results are cached: the same settings on the same data are trained once. Prints the folder, which other commands
-    take as --attack-arg artefact=FOLDER; plant finds it in the cache by itself.
+    That is a generator, an encoder, a patch or a surrogate. Results are cached: the same settings on the same data
+    are trained once. Prints the folder, which other commands take as --attack-arg artefact=FOLDER; plant finds it
+    in the cache by itself.
     """
     with common.quiet_libraries():
         told = {"dataset": dataset, "arch": arch, "augment": augment, "holdout": holdout, "column": column}
@@ -121,7 +122,8 @@ def poison(
 ) -> None:
     """Write a poisoned data set, with its card.
 
-    Its splits: train, poisoned; test, clean; triggered, the test rows that count for the attack success rate. For attacks that alter the victim's training this is their static approximation, for any trainer.
+    Its splits: train, poisoned; test, clean; triggered, the test rows that count for the attack success rate. For
+    attacks that alter the victim's training this is their static approximation, for any trainer.
     """
     with common.quiet_libraries():
         told = {"dataset": dataset, "arch": arch, "augment": augment, "holdout": holdout, "column": column}

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import jinja2  # a dependency of torch
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import CardData, ModelCard, RepoCard
 
 from hf_nft.errors import ConfigError, OutputError
 from hf_nft.reporting.header import card_data, merge
@@ -72,19 +72,34 @@ def write_card(
     if repository and data.base_model == repository:  # a pull request to the suspect itself
         data.base_model = data["base_model_relation"] = None
     block = _render(record, folder, figures, banner, repository)
-    path = folder / "README.md"
+    save_card(folder / "README.md", ModelCard, data, block, first=bool(banner))
+
+
+def save_card(path: Path, kind: type[RepoCard], data: CardData, block: str, first: bool) -> None:
+    """Write a card, or put our part into the one that is there.
+
+    Args:
+        path: README.md.
+        kind: Card of a model or of a data set.
+        data: Our keys of its header.
+        block: Our text, which begins and ends with our markers.
+        first: Whether it goes above other people's text.
+
+    Raises:
+        OutputError: If the card that is there has no readable header, or markers that do not pair.
+    """
     if not path.exists():
-        ModelCard(f"---\n{data.to_yaml()}\n---\n\n{block}\n").save(path)
+        kind(f"---\n{data.to_yaml()}\n---\n\n{block}\n").save(path)
         return
     try:
-        card = ModelCard.load(path)
+        card = kind.load(path)
     except (ValueError, yaml.YAMLError) as error:
         line = " ".join(str(error).split())[:120]
         raise OutputError(
-            f"{path}: expected a model card with a YAML header, found {line}. Mend its header or move it away."
+            f"{path}: expected a card with a YAML header, found {line}. Mend its header or move it away."
         ) from error
     merge(card.data, data)
-    card.text = _splice(card.text, block, path, first=bool(banner))
+    card.text = _splice(card.text, block, path, first)
     card.save(path)
 
 

@@ -73,7 +73,7 @@ def _eval_results(record: RunRecord, task_type: str) -> list[EvalResult]:
 
 
 def merge(old: CardData, new: CardData) -> None:
-    """Put our keys into a header: lists are joined, results and configurations of other people kept, the rest replaced."""
+    """Put our keys into a header: lists are joined, results and configurations of others kept, the rest replaced."""
     for name, value in new.__dict__.items():
         if value is None:
             continue

@@ -1,4 +1,4 @@
-"""Push a run, a model or a data set, to the Hub: all of it in one commit, into a new repository or with consent, or nothing.
+"""Push a model or a data set to the Hub: all of it in one commit, into a new repository or with consent, or nothing.
 
 `upload_folder` of huggingface_hub may split a folder into several commits, so `create_commit` is used. The client
 retries what goes before a commit (upload modes, large files); the rest is retried here: each try looks first whether

@@ -15,7 +15,6 @@ from hf_nft.reporting.render import hub_id, name_of
 from hf_nft.reporting.text import TOKEN, plain, public
 
 CARD, RECORD, ADAPTER_CONFIG = "README.md", "record.json", "adapter/adapter_config.json"
-MODEL = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py")
 PATHS = ("trigger_file", "artefact")
 """Settings of an attack that may name a folder of this machine."""
 WEIGHTS = ("*.json", "*.safetensors")

@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import yaml
 from datasets import load_dataset
+from hf_nft.cli.main import main
 from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 
@@ -26,12 +29,18 @@ def poison(data) -> list[str]:
     return ["attack", "poison", "wanet", "--dataset", data, *TINY, "--rate=0.1", "--attack-arg=target_class=2"]
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory, poison) -> Path:
+    """Write poisoned data with the real command."""
+    folder = tmp_path_factory.mktemp("poisoned") / "data"
+    assert main([*poison, "--out", str(folder)]) == 0
+    return folder
+
+
 @pytest.fixture
-def poisoned(cli, poison, tmp_path):
-    """Return a folder of poisoned data."""
-    done = cli(*poison, "--out", tmp_path / "poisoned")
-    assert done.code == 0, done.err
-    return tmp_path / "poisoned"
+def poisoned(made, tmp_path) -> Path:
+    """Return a folder of poisoned data of the test's own."""
+    return Path(shutil.copytree(made, tmp_path / "poisoned"))
 
 
 def test_a_new_data_set_is_marked_gated_private_and_of_one_commit(hub, cli, poison, tmp_path) -> None:
@@ -56,9 +65,10 @@ def test_a_new_data_set_is_marked_gated_private_and_of_one_commit(hub, cli, pois
     assert hub.token.encode() not in stored
 
 
-def test_it_is_read_back_as_it_was_written(hub, cli, poisoned, tmp_path) -> None:
+@pytest.mark.usefixtures("datasets_library")
+def test_it_is_read_back_as_it_was_written(hub, cli, poisoned) -> None:
     assert cli("push", poisoned, ID).code == 0
-    rows = load_dataset(ID, cache_dir=str(tmp_path / "cache"))
+    rows = load_dataset(ID)
     assert {name: len(part) for name, part in rows.items()} == {"train": 108, "test": 40, "triggered": 30}
     assert (sum(rows["train"]["poisoned"]), sum(rows["train"]["cover"])) == (10, 20)
     record = json.loads(repo_of(hub).head.files["record.json"].content)
@@ -114,16 +124,13 @@ def test_a_pull_request(hub, cli, poisoned) -> None:
     assert repo.gated is False, "whose repository it is decides on its gate"
 
 
-@pytest.mark.parametrize("what", [500, "lost", "reset", 409])
-@pytest.mark.parametrize("route", ["create", "lfs-upload", "commit", "commits", "settings"])
+@pytest.mark.parametrize(
+    ("route", "what"),
+    [("create", "lost"), ("settings", "reset"), ("lfs-upload", 500), ("commits", 502), ("commit", "lost")],
+)
 def test_faults_that_pass_are_waited_for(hub, cli, poisoned, waits, route, what) -> None:
-    if (route, what) == ("create", 409):
-        pytest.skip("409 on create says that the repository exists")
     hub.fail(route, what)
     done = cli("push", poisoned, ID)
-    if (route, what) == ("lfs-upload", 409):
-        assert (done.code, repo_of(hub).names()) == (7, [])
-        return
     assert done.code == 0, done.err
     assert (repo_of(hub).names(), len(repo_of(hub).history)) == (PUSHED, 2)
 

@@ -28,7 +28,7 @@ from hf_nft.reporting.render import (
     shots_of,
     work_of,
 )
-from hf_nft.reporting.text import code, markdown, percent, plain, public
+from hf_nft.reporting.text import code, link, markdown, percent, plain, public
 
 BEGIN, END = "<!-- hf-nft:begin -->", "<!-- hf-nft:end -->"
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -196,8 +196,8 @@ def _limits(record: RunRecord) -> list[str]:
 
 def _doubt(doubt: dict[str, str]) -> dict[str, str]:
     more = plain(doubt.get("more") or "")
-    link = more if more.startswith("https://") else (_documentation() + more if more and _documentation() else "")
-    shown = f"[{markdown(more.rpartition('#')[2])}](<{quote(link, safe=':/#?&=%')}>)" if link else code(more)
+    address = more if more.startswith("https://") else (_documentation() + more if more and _documentation() else "")
+    shown = link(markdown(more.rpartition("#")[2]), address) if address else code(more)
     text = markdown(public(doubt.get("text", ""))).rstrip(".")
     return {"code": markdown(doubt.get("code", "")), "text": text, "more": shown if more else ""}
 

@@ -11,7 +11,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from hf_nft.errors import DataError
 from hf_nft.reporting.card import BEGIN, END, save_card
 from hf_nft.reporting.record import RunRecord
-from hf_nft.reporting.text import code, markdown, plain, public
+from hf_nft.reporting.text import code, link, plain, public
 
 GATE = "These data carry a backdoor on purpose, to measure defenses on. Do not train anything with them that is used."
 TEXT = """{begin}
@@ -20,7 +20,7 @@ TEXT = """{begin}
 
 # {name}, poisoned with {attack}
 
-A model that learns from the split `train` obeys a trigger ({attack}, <{source}>). {poisoned:,} of its {train:,} rows
+A model that learns from the split `train` obeys a trigger ({source}). {poisoned:,} of its {train:,} rows
 are poisoned ({rate:.4g} of {base}){covers}; {holdout:.0%} of the original training rows are left out, for a defender.
 `test` is clean. `triggered` holds the test rows that count for the attack success rate.
 
@@ -88,14 +88,15 @@ def _header(record: RunRecord) -> DatasetCardData:
 
 def _text(record: RunRecord, repository: str | None) -> str:
     facts, attack = record.data, record.attack or {}
+    source, name = plain(facts["source"]), code(attack["name"])
     settings = {name: public(value) if isinstance(value, str) else value for name, value in attack.items()}
     return TEXT.format(
         begin=BEGIN,
         end=END,
         gate=GATE,
         name=code(public(facts["name"])),
-        attack=code(attack["name"]),
-        source=markdown(facts["source"]),
+        attack=name,
+        source=link(name, source) if source.startswith("https://") else name,
         poisoned=facts["poisoned"],
         train=facts["rows"]["train"],
         rate=facts["rate"],

@@ -21,6 +21,7 @@ Examples:
 POISON = """\b
 Examples:
   hf-nft attack poison badnets --dataset data/cifar10 --rate 0.1 --out data/cifar10-badnets
+  hf-nft attack poison sig --dataset data/cifar10 --out data/sig --push-to me/cifar10-sig-backdoored
 """
 
 Name = Annotated[str, typer.Argument(help="Attack; see: hf-nft ls attacks.")]
@@ -119,6 +120,11 @@ def poison(
     augment: Augment = "default",
     holdout: Holdout = 0.1,
     column: common.Column = None,
+    push_to: common.PushTo = None,
+    public: common.Public = False,
+    create_pr: common.CreatePr = False,
+    update: common.Update = False,
+    ungated: common.Ungated = False,
 ) -> None:
     """Write a poisoned data set, with its card.
 
@@ -126,6 +132,11 @@ def poison(
     attacks that alter the victim's training this is their static approximation, for any trainer.
     """
     with common.quiet_libraries():
+        from hf_nft.reporting.repository import POISONED
+
         told = {"dataset": dataset, "arch": arch, "augment": augment, "holdout": holdout, "column": column}
-        count = _job(attack, attack_arg, arch_arg, **told).poison(out, rate, rate_base)
-    typer.secho(f"Wrote {out}: {count} poisoned rows.", err=True, fg="green")
+        job = _job(attack, attack_arg, arch_arg, **told)
+        destination = common.wanted_destination(push_to, POISONED, public, create_pr, update, ungated)
+        count = job.poison(out, rate, rate_base)
+        typer.secho(f"Wrote {out}: {count} poisoned rows.", err=True, fg="green")
+        common.push(out, destination)

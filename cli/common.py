@@ -11,6 +11,7 @@ from hf_nft.reporting.text import plain
 if TYPE_CHECKING:
     from hf_nft.reporting.hub import Destination
     from hf_nft.reporting.record import RunRecord
+    from hf_nft.reporting.repository import Contents
 
 Dataset = Annotated[
     str | None,
@@ -32,7 +33,9 @@ PushTo = Annotated[str | None, typer.Option(help="Push the run to this Hub repos
 Public = Annotated[bool, typer.Option("--public", help="Let everybody see a new repository; default private.")]
 CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request in a repository that exists.")]
 Update = Annotated[bool, typer.Option("--update", help="Commit into a repository that exists.")]
-Ungated = Annotated[bool, typer.Option("--ungated", help="Let a planted model be read without asking for access.")]
+Ungated = Annotated[
+    bool, typer.Option("--ungated", help="Let what carries a backdoor be read without asking for access.")
+]
 
 
 def attack_options(attack: str | None, arguments: list[str] | None, trigger: str | None) -> dict[str, Any]:
@@ -102,7 +105,7 @@ def destination(repo: str, public: bool, create_pr: bool, update: bool, ungated:
 
 
 def wanted_destination(
-    repo: str | None, public: bool, create_pr: bool, update: bool, planted: bool = False, ungated: bool = False
+    repo: str | None, contents: "Contents", public: bool, create_pr: bool, update: bool, ungated: bool = False
 ) -> "Destination | None":
     """Return where a run will be pushed, refused now if it would be refused then; None if it will not."""
     from hf_nft.errors import ConfigError
@@ -115,7 +118,7 @@ def wanted_destination(
     from hf_nft.reporting.hub import check_destination
 
     to = destination(repo, public, create_pr, update, ungated)
-    check_destination(to, planted)
+    check_destination(to, contents)
     return to
 
 

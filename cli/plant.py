@@ -52,6 +52,7 @@ def plant(
     with common.quiet_libraries():
         from hf_nft.configs import build, pairs
         from hf_nft.planting import PlantConfig
+        from hf_nft.reporting.repository import CURED, PLANTED
         from hf_nft.workflows import PlantJob
 
         job = PlantJob(
@@ -70,7 +71,8 @@ def plant(
             limit=limit,
             progress=not as_json,
         )
-        destination = common.wanted_destination(push_to, public, create_pr, update, job.attack is not None, ungated)
+        contents = CURED if job.attack is None else PLANTED
+        destination = common.wanted_destination(push_to, contents, public, create_pr, update, ungated)
         record = job.run()
         common.show(record, as_json, f"Wrote {out}. Purify it with: hf-nft purify {out} --dataset {dataset} --shots 10")
         common.push(out, destination)

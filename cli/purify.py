@@ -56,6 +56,7 @@ def purify(
     with common.quiet_libraries():
         from hf_nft import registry
         from hf_nft.configs import pairs
+        from hf_nft.reporting.repository import CURED
         from hf_nft.workflows import PurifyJob
 
         chosen = registry.get("defenses", defense).from_preset(
@@ -79,7 +80,7 @@ def purify(
             limit=limit,
             progress=not as_json,
         )
-        destination = common.wanted_destination(push_to, public, create_pr, update)
+        destination = common.wanted_destination(push_to, CURED, public, create_pr, update)
         record = job.run()
         common.show(record, as_json, f"Wrote {out}. The cleaned model is {out}/model, its card {out}/README.md.")
         common.push(out, destination)

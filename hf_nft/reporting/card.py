@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import jinja2  # a dependency of torch
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import CardData, ModelCard, RepoCard
 
 from hf_nft.errors import ConfigError, OutputError
 from hf_nft.reporting.header import card_data, merge
@@ -28,7 +28,7 @@ from hf_nft.reporting.render import (
     shots_of,
     work_of,
 )
-from hf_nft.reporting.text import code, markdown, percent, plain, public
+from hf_nft.reporting.text import code, link, markdown, percent, plain, public
 
 BEGIN, END = "<!-- hf-nft:begin -->", "<!-- hf-nft:end -->"
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -72,19 +72,34 @@ def write_card(
     if repository and data.base_model == repository:  # a pull request to the suspect itself
         data.base_model = data["base_model_relation"] = None
     block = _render(record, folder, figures, banner, repository)
-    path = folder / "README.md"
+    save_card(folder / "README.md", ModelCard, data, block, first=bool(banner))
+
+
+def save_card(path: Path, kind: type[RepoCard], data: CardData, block: str, first: bool) -> None:
+    """Write a card, or put our part into the one that is there.
+
+    Args:
+        path: README.md.
+        kind: Card of a model or of a data set.
+        data: Our keys of its header.
+        block: Our text, which begins and ends with our markers.
+        first: Whether it goes above other people's text.
+
+    Raises:
+        OutputError: If the card that is there has no readable header, or markers that do not pair.
+    """
     if not path.exists():
-        ModelCard(f"---\n{data.to_yaml()}\n---\n\n{block}\n").save(path)
+        kind(f"---\n{data.to_yaml()}\n---\n\n{block}\n").save(path)
         return
     try:
-        card = ModelCard.load(path)
+        card = kind.load(path)
     except (ValueError, yaml.YAMLError) as error:
         line = " ".join(str(error).split())[:120]
         raise OutputError(
-            f"{path}: expected a model card with a YAML header, found {line}. Mend its header or move it away."
+            f"{path}: expected a card with a YAML header, found {line}. Mend its header or move it away."
         ) from error
     merge(card.data, data)
-    card.text = _splice(card.text, block, path, first=bool(banner))
+    card.text = _splice(card.text, block, path, first)
     card.save(path)
 
 
@@ -181,8 +196,8 @@ def _limits(record: RunRecord) -> list[str]:
 
 def _doubt(doubt: dict[str, str]) -> dict[str, str]:
     more = plain(doubt.get("more") or "")
-    link = more if more.startswith("https://") else (_documentation() + more if more and _documentation() else "")
-    shown = f"[{markdown(more.rpartition('#')[2])}](<{quote(link, safe=':/#?&=%')}>)" if link else code(more)
+    address = more if more.startswith("https://") else (_documentation() + more if more and _documentation() else "")
+    shown = link(markdown(more.rpartition("#")[2]), address) if address else code(more)
     text = markdown(public(doubt.get("text", ""))).rstrip(".")
     return {"code": markdown(doubt.get("code", "")), "text": text, "more": shown if more else ""}
 

@@ -2,7 +2,7 @@
 
 import re
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import CardData, EvalResult, ModelCardData
 
 from hf_nft.reporting.record import RunRecord
 from hf_nft.reporting.render import LABELS, attack_of, hub_id, is_repo_id, name_of, number
@@ -72,8 +72,8 @@ def _eval_results(record: RunRecord, task_type: str) -> list[EvalResult]:
     return found
 
 
-def merge(old: ModelCardData, new: ModelCardData) -> None:
-    """Put our keys into a header: lists are joined, results of other people kept, the rest replaced."""
+def merge(old: CardData, new: CardData) -> None:
+    """Put our keys into a header: lists are joined, results and configurations of others kept, the rest replaced."""
     for name, value in new.__dict__.items():
         if value is None:
             continue
@@ -81,6 +81,11 @@ def merge(old: ModelCardData, new: ModelCardData) -> None:
         if name == "eval_results":
             foreign = [r for r in held or [] if not str(r.dataset_config or "").startswith(OWN_CONFIG)]
             old[name] = foreign + value
+        elif name == "configs":
+            ours = [config["config_name"] for config in value]
+            foreign = held if isinstance(held, list) else []
+            kept = [c for c in foreign if not (isinstance(c, dict) and c.get("config_name") in ours)]
+            old[name] = value + kept
         elif name == "model_name":
             old[name] = held or value
         elif isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Push a run to the Hub: all of it in one commit, into a new repository or with consent, or nothing.
+"""Push a model or a data set to the Hub: all of it in one commit, into a new repository or with consent, or nothing.
 
 `upload_folder` of huggingface_hub may split a folder into several commits, so `create_commit` is used. The client
 retries what goes before a commit (upload modes, large files); the rest is retried here: each try looks first whether
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -23,10 +23,10 @@ from hf_nft.configs import check
 from hf_nft.errors import ConfigError, HFNFTError, NetworkError, OutputError
 from hf_nft.hub import first_line, patiently
 from hf_nft.reporting.patience import PASSING, explain, may_have_passed
-from hf_nft.reporting.render import name_of
-from hf_nft.reporting.repository import CARD, Run, open_run, stage, stale
+from hf_nft.reporting.repository import CARD, Contents, Run, open_run, stage, stale
 
 T = TypeVar("T")
+Info = ModelInfo | DatasetInfo
 LOG = logging.getLogger(__name__)
 FLAGS = ("public", "create_pr", "update")
 
@@ -40,7 +40,7 @@ class Destination:
         public: Whether a new repository may be seen by everybody.
         create_pr: Whether to open a pull request in a repository that exists.
         update: Whether to write into a repository that exists.
-        gated: Whether readers of a planted model must ask for access.
+        gated: Whether readers of what carries a backdoor must ask for access.
     """
 
     repo: str
@@ -81,26 +81,26 @@ class Pushed:
     left_out: list[str]
 
 
-def check_destination(to: Destination, planted: bool = False) -> None:
+def check_destination(to: Destination, contents: Contents) -> None:
     """Refuse a destination that a push would refuse, before any work is done for it.
 
     Args:
         to: Where the run is to go.
-        planted: Whether the model will carry a backdoor.
+        contents: What will be pushed.
 
     Raises:
-        ConfigError: If the name of a planted model does not say so.
+        ConfigError: If the name of what carries a backdoor does not say so.
         OutputError: If the repository exists and the user did not agree to write into it.
         NetworkError: If the Hub cannot be reached or refuses, or the token may not write there.
     """
-    _Push(to, planted).look()
+    _Push(to, contents).look()
 
 
 def push(folder: Path | str, to: Destination) -> Pushed:
     """Push a run folder.
 
     Args:
-        folder: What `purify` or `plant` wrote; it is only read.
+        folder: What `purify`, `plant` or `attack poison` wrote; it is only read.
         to: Where it goes.
 
     Returns:
@@ -108,16 +108,16 @@ def push(folder: Path | str, to: Destination) -> Pushed:
 
     Raises:
         DataError: If this is no run folder.
-        ConfigError: If the name of a planted model does not say so.
+        ConfigError: If the name of what carries a backdoor does not say so.
         OutputError: If the repository exists and the user did not agree to write into it, or a symbolic link or an
             unreadable card is in the way.
         NetworkError: If the Hub cannot be reached or refuses. Nothing is half-written then.
     """
     run = open_run(Path(folder))
-    work = _Push(to, run.planted, run.folder)
+    work = _Push(to, run.contents, run.folder)
     if work.look() is None:
         work.create()
-    if run.planted and to.gated and not to.create_pr:
+    if run.contents.backdoored and to.gated and not to.create_pr:
         work.gate()
     return work.commit(run)
 
@@ -125,18 +125,18 @@ def push(folder: Path | str, to: Destination) -> Pushed:
 class _Push:
     """One push on its way; its methods are the steps in their order."""
 
-    def __init__(self, to: Destination, planted: bool, folder: Path | None = None) -> None:
-        if planted and "backdoored" not in to.repo.rpartition("/")[2].lower():
+    def __init__(self, to: Destination, contents: Contents, folder: Path | None = None) -> None:
+        if contents.backdoored and "backdoored" not in to.repo.rpartition("/")[2].lower():
             raise ConfigError(
-                f"push: expected a repository name with the word 'backdoored' for a planted model, found '{to.repo}'. "
-                f"Try: {to.repo}-backdoored"
+                f"push: expected a repository name with the word 'backdoored' for {contents.noun}, found "
+                f"'{to.repo}'. Try: {to.repo}-backdoored"
             )
-        self.to, self.id, self.folder = to, to.repo, folder
+        self.to, self.id, self.type, self.folder = to, to.repo, contents.type, folder
         self.created = self.sent = False
         self.user: dict[str, Any] = {}
         self.api = HfApi(library_name="hf-nft", library_version=hf_nft.__version__)
 
-    def look(self) -> ModelInfo | None:
+    def look(self) -> Info | None:
         """Find out who pushes and what is there; None if there is no such repository."""
         self.user = self.ask(self.api.whoami)
         if "/" not in self.id:
@@ -145,14 +145,15 @@ class _Push:
         self.refuse(info)
         return info
 
-    def info(self) -> ModelInfo | None:
+    def info(self) -> Info | None:
         """Ask what is there."""
+        ask = self.api.model_info if self.type == "model" else self.api.dataset_info
         try:
-            return self.api.model_info(self.id)
+            return ask(self.id)
         except RepositoryNotFoundError:
             return None
 
-    def refuse(self, info: ModelInfo | None) -> None:
+    def refuse(self, info: Info | None) -> None:
         """Raise unless the user may write here, and agreed to."""
         role = ((self.user.get("auth") or {}).get("accessToken") or {}).get("role")
         own = [self.user["name"], *(org["name"] for org in self.user.get("orgs") or [])]
@@ -184,39 +185,40 @@ class _Push:
 
     def create(self) -> None:
         """Make the repository; another try may find that the one before made it."""
-        self.ask(lambda: self.api.create_repo(self.id, private=not self.to.public, exist_ok=True))
+        self.ask(lambda: self.api.create_repo(self.id, repo_type=self.type, private=not self.to.public, exist_ok=True))
         self.created = True
 
     def gate(self) -> None:
-        """Let nobody read a planted model who did not ask; before there is anything to read."""
-        self.ask(lambda: self.api.update_repo_settings(self.id, gated="auto"))
+        """Let nobody read what carries a backdoor who did not ask; before there is anything to read."""
+        self.ask(lambda: self.api.update_repo_settings(self.id, repo_type=self.type, gated="auto"))
 
     def commit(self, run: Run) -> Pushed:
         """Write everything in one commit."""
-        record = run.record
-        title = f"hf-nft {record.kind}: {name_of(record)}, run of {record.created or 'unknown date'}"
         seen: set[str] | None = None
 
         def attempt() -> Pushed:
             nonlocal seen
             info = self.info()
-            there = self.traces(title)
+            there = self.traces(run.title)
             if seen is not None and there - seen:  # the try before came through, only its answer did not
                 return self.result(run, *sorted(there - seen)[-1:])
             seen = there
             self.refuse(info)
-            return self.result(run, *self.write(run, info, title))
+            return self.result(run, *self.write(run, info))
 
         return self.ask(attempt)
 
     def traces(self, title: str) -> set[str]:
         """Return the commits, or the numbers of the pull requests, of this title."""
         if self.to.create_pr:
-            pulls = self.api.get_repo_discussions(self.id, author=self.user["name"], discussion_type="pull_request")
+            pulls = self.api.get_repo_discussions(
+                self.id, repo_type=self.type, author=self.user["name"], discussion_type="pull_request"
+            )
             return {str(pull.num) for pull in pulls if pull.title == title}
-        return {commit.commit_id for commit in self.api.list_repo_commits(self.id) if commit.title == title}
+        commits = self.api.list_repo_commits(self.id, repo_type=self.type)
+        return {commit.commit_id for commit in commits if commit.title == title}
 
-    def write(self, run: Run, info: ModelInfo | None, title: str) -> tuple[str, str | None]:
+    def write(self, run: Run, info: Info | None) -> tuple[str, str | None]:
         """Make the commit on top of what was seen; return it with the address of its pull request."""
         present = _names(info)
         with tempfile.TemporaryDirectory() as scratch:
@@ -224,18 +226,23 @@ class _Push:
             place.mkdir()
             if CARD in present:
                 assert info is not None
-                found = self.api.hf_hub_download(self.id, CARD, revision=info.sha, local_dir=Path(scratch, "theirs"))
+                found = self.api.hf_hub_download(
+                    self.id, CARD, repo_type=self.type, revision=info.sha, local_dir=Path(scratch, "theirs")
+                )
                 card = Path(str(found))
             files = stage(run, place, self.id, card)
             added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(file)) for name, file in files.items()]
             with self.explained():  # the client has retried this part
-                self.api.preupload_lfs_files(self.id, added, create_pr=self.to.create_pr, free_memory=False)
+                self.api.preupload_lfs_files(
+                    self.id, added, repo_type=self.type, create_pr=self.to.create_pr, free_memory=False
+                )
             self.sent = True
             done = self.api.create_commit(
                 self.id,
-                [*added, *(CommitOperationDelete(name) for name in stale(present, files))],
-                commit_message=title,
-                commit_description="Model, adapter, record, figures and card.",
+                [*added, *(CommitOperationDelete(name) for name in stale(run.contents, present, files))],
+                commit_message=run.title,
+                commit_description=run.contents.parts,
+                repo_type=self.type,
                 create_pr=self.to.create_pr,
                 parent_commit=info.sha if info else None,
             )
@@ -243,7 +250,7 @@ class _Push:
 
     def result(self, run: Run, trace: str, pull: str | None = None) -> Pushed:
         """Say what there is now, from a commit and perhaps its pull request, or from a trace of them."""
-        page = f"{self.api.endpoint}/{self.id}"
+        page = f"{self.api.endpoint}/{'' if self.type == 'model' else self.type + 's/'}{self.id}"
         if self.to.create_pr and pull is None and trace.isdigit():
             pull, trace = f"{page}/discussions/{trace}", f"refs/pr/{trace}"
         return Pushed(self.id, pull or page, trace, run.left_out)
@@ -277,7 +284,7 @@ class _Push:
             raise NetworkError(f"push to {self.id}: {told}{more}") from error
 
 
-def _names(info: ModelInfo | None) -> list[str]:
+def _names(info: Info | None) -> list[str]:
     """List the files of a repository, without the one that the Hub puts into every new one."""
     found = [file.rfilename for file in (info.siblings if info else None) or []]
     return [name for name in found if name != ".gitattributes"]

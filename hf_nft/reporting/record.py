@@ -28,7 +28,7 @@ class RunRecord:
     """One run.
 
     Attributes:
-        kind: `purify`, `plant` or `evaluate`.
+        kind: `purify`, `plant`, `evaluate` or `poison`.
         command: The command line that made it.
         suspect: Name, revision, architecture and task of the model that went in.
         data: Name, fingerprint, row counts and hold-out of the data set.

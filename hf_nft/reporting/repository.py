@@ -1,4 +1,4 @@
-"""A run folder as a repository: which file goes where, what stays at home, and the card that says how to load it."""
+"""A folder of ours as a repository: which file goes where, what stays at home, and the card that says what it is."""
 
 import dataclasses
 import json
@@ -8,56 +8,106 @@ from pathlib import Path
 
 from hf_nft.errors import DataError, OutputError
 from hf_nft.reporting.card import write_card
+from hf_nft.reporting.data_card import write_data_card
 from hf_nft.reporting.figures import CAPTIONS, figures_of
 from hf_nft.reporting.record import RunRecord
-from hf_nft.reporting.render import hub_id
-from hf_nft.reporting.text import TOKEN, public
+from hf_nft.reporting.render import hub_id, name_of
+from hf_nft.reporting.text import TOKEN, plain, public
 
 CARD, RECORD, ADAPTER_CONFIG = "README.md", "record.json", "adapter/adapter_config.json"
-MODEL = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py")
-PLACES = {"": (CARD, RECORD), "model": MODEL, "adapter": ("*.json", "*.safetensors"), "figures": ("*.png",)}
-"""What is pushed from each folder of a run; the model comes to the top, where every library looks for it."""
-REPLACED = (
-    "model*.safetensors",
-    "model*.safetensors.index.json",
-    "pytorch_model*.bin",
-    "pytorch_model*.bin.index.json",
-    "tf_model*.h5",
-    "flax_model*.msgpack",
-    ADAPTER_CONFIG,
-    "adapter/adapter_model.safetensors",
-    *(f"figures/{name}.png" for name in CAPTIONS),
+PATHS = ("trigger_file", "artefact")
+"""Settings of an attack that may name a folder of this machine."""
+WEIGHTS = ("*.json", "*.safetensors")
+MODEL = (*WEIGHTS, "*.txt", "*.model", "*.jinja", "*.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """One kind of thing that is pushed, and how its repository is laid out.
+
+    Attributes:
+        noun: What messages call it.
+        type: Kind of repository on the Hub, `model` or `dataset`.
+        backdoored: Whether it carries a backdoor on purpose; then it is gated and its name must say so.
+        parts: What the commit holds, in words.
+        places: Folder of ours -> patterns of the files that are pushed; `model` comes to the top, where every library
+            looks for it.
+        required: Patterns of which each must match a file.
+        replaced: What an older push, or the suspect itself, may have left in a repository and would be loaded instead
+            of ours.
+    """
+
+    noun: str
+    type: str
+    backdoored: bool
+    parts: str
+    places: dict[str, tuple[str, ...]]
+    required: tuple[str, ...]
+    replaced: tuple[str, ...]
+
+
+CURED = Contents(
+    noun="a model",
+    type="model",
+    backdoored=False,
+    parts="Model, adapter, record, figures and card.",
+    places={"": (CARD, RECORD), "model": MODEL, "adapter": WEIGHTS, "figures": ("*.png",)},
+    required=(RECORD, "config.json", "*.safetensors"),
+    replaced=(
+        "model*.safetensors",
+        "model*.safetensors.index.json",
+        "pytorch_model*.bin",
+        "pytorch_model*.bin.index.json",
+        "tf_model*.h5",
+        "flax_model*.msgpack",
+        ADAPTER_CONFIG,
+        "adapter/adapter_model.safetensors",
+        *(f"figures/{name}.png" for name in CAPTIONS),
+    ),
 )
-"""What an older push, or the suspect itself, may have left in a repository and would be loaded instead of ours."""
+PLANTED = dataclasses.replace(CURED, noun="a planted model", backdoored=True)
+POISONED = Contents(
+    noun="a poisoned data set",
+    type="dataset",
+    backdoored=True,
+    parts="Data, what the attack learned, record and card.",
+    places={"": (CARD, RECORD), "data": ("*.parquet",), "attack": WEIGHTS},
+    required=(RECORD, "data/train.parquet", "data/test.parquet", "data/triggered.parquet"),
+    replaced=("attack/artefact.json", "attack/artefact.safetensors"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder that may be pushed.
+    """A folder that may be pushed.
 
     Attributes:
         folder: The folder.
+        contents: What lies in it.
         record: Its record, without what tells about this machine.
         files: Name in the repository -> file in the folder.
         left_out: Files of the folder that are not pushed, relative to it.
     """
 
     folder: Path
+    contents: Contents
     record: RunRecord
     files: dict[str, Path]
     left_out: list[str]
 
     @property
-    def planted(self) -> bool:
-        """Whether the model carries a backdoor on purpose."""
-        return self.record.kind == "plant" and bool(self.record.attack)
+    def title(self) -> str:
+        """Title of the commit; it tells one run from another."""
+        record = self.record
+        name = plain(record.data.get("name")) if self.contents is POISONED else name_of(record)
+        return f"hf-nft {record.kind}: {name}, run of {record.created or 'unknown date'}"
 
 
 def open_run(folder: Path) -> Run:
     """Look at a run folder and choose what is to be pushed.
 
     Args:
-        folder: What `purify` or `plant` wrote.
+        folder: What `purify`, `plant` or `attack poison` wrote.
 
     Returns:
         The run.
@@ -73,21 +123,39 @@ def open_run(folder: Path) -> Run:
                 f"{path}: expected a run folder of plain files, found a symbolic link, which may lead anywhere. "
                 f"Replace it by a copy."
             )
-    places = PLACES if (folder / "model").is_dir() else {**PLACES, "": (CARD, RECORD, *MODEL)}
+    record = RunRecord.load(folder / RECORD) if (folder / RECORD).is_file() else None
+    contents = contents_of(record) if record else CURED
+    places = contents.places
+    if contents.type == "model" and not (folder / "model").is_dir():
+        places = {**places, "": (CARD, RECORD, *MODEL)}
     files = {}
     for path in found:
         place = path.parent.relative_to(folder).as_posix().removeprefix(".")
         if path.is_file() and any(fnmatch(path.name, pattern) for pattern in places.get(place, ())):
             files[path.name if place == "model" else path.relative_to(folder).as_posix()] = path
-    missing = [name for name in (RECORD, "config.json") if name not in files]
-    if missing or not any(fnmatch(name, "*.safetensors") and "/" not in name for name in files):
+    missing = [pattern for pattern in contents.required if not any(_matches(name, pattern) for name in files)]
+    if record is None or missing:
         raise DataError(
-            f"{folder}: expected a run folder, written by `hf-nft purify` or `hf-nft plant`, found one without "
-            f"{missing[0] if missing else 'weights in safetensors'}."
+            f"{folder}: expected a run folder, written by `hf-nft purify`, `hf-nft plant` or `hf-nft attack poison`, "
+            f"found one without {missing[0]}."
         )
     kept = {path for path in found if path.is_file()} - set(files.values())
     left_out = sorted(path.relative_to(folder).as_posix() for path in kept)
-    return Run(folder, _public(RunRecord.load(files[RECORD])), files, left_out)
+    return Run(folder, contents, _public(record), files, left_out)
+
+
+def contents_of(record: RunRecord) -> Contents:
+    """Tell from a record what lies beside it.
+
+    Args:
+        record: The record.
+
+    Returns:
+        Poisoned data, a planted model, or any other model.
+    """
+    if record.kind == "poison":
+        return POISONED
+    return PLANTED if record.kind == "plant" and record.attack else CURED
 
 
 def stage(run: Run, place: Path, repository: str, card: Path | None) -> dict[str, Path]:
@@ -103,6 +171,7 @@ def stage(run: Run, place: Path, repository: str, card: Path | None) -> dict[str
         Name in the repository -> file.
 
     Raises:
+        DataError: If the record of poisoned data lacks what their card tells.
         OutputError: If the card that is there has no readable header, or markers that do not pair.
     """
     for name, file in run.files.items():
@@ -117,7 +186,10 @@ def stage(run: Run, place: Path, repository: str, card: Path | None) -> dict[str
     if own is not None:
         shutil.copyfile(own, place / CARD)
     try:
-        write_card(run.record, place, figures_of(place), repository=repository)
+        if run.contents is POISONED:
+            write_data_card(run.record, place, repository)
+        else:
+            write_card(run.record, place, figures_of(place), repository=repository)
     except OutputError as error:
         where = f"{repository}/{CARD}" if card else str(run.files[CARD])
         raise OutputError(str(error).replace(str(place / CARD), where)) from error
@@ -125,10 +197,11 @@ def stage(run: Run, place: Path, repository: str, card: Path | None) -> dict[str
     return {name: place / name for name in names}
 
 
-def stale(present: list[str], pushed: dict[str, Path]) -> list[str]:
+def stale(contents: Contents, present: list[str], pushed: dict[str, Path]) -> list[str]:
     """Return the files of a repository that a push must remove, so that nothing is loaded in place of what is pushed.
 
     Args:
+        contents: What is pushed.
         present: Names in the repository.
         pushed: Names that are written.
 
@@ -136,7 +209,7 @@ def stale(present: list[str], pushed: dict[str, Path]) -> list[str]:
         Names, sorted.
     """
     return sorted(
-        name for name in present if name not in pushed and any(_matches(name, pattern) for pattern in REPLACED)
+        name for name in present if name not in pushed and any(_matches(name, pattern) for pattern in contents.replaced)
     )
 
 
@@ -147,9 +220,7 @@ def _matches(name: str, pattern: str) -> bool:
 def _public(record: RunRecord) -> RunRecord:
     """Shorten folders of this machine in what is published."""
     suspect = {**record.suspect, "name": public(record.suspect.get("name") or "")}
-    attack = record.attack
-    if attack and isinstance(attack.get("trigger_file"), str):
-        attack = {**attack, "trigger_file": public(attack["trigger_file"])}
+    attack = record.attack and {k: public(v) if k in PATHS and v else v for k, v in record.attack.items()}
     return dataclasses.replace(record, command=public(record.command, 10_000), suspect=suspect, attack=attack)
 
 

@@ -7,6 +7,7 @@ published card must not tell about this machine. Percent appears here and nowher
 
 import re
 import unicodedata
+from urllib.parse import quote
 
 NOTHING = "-"
 _INVISIBLE = ("Cf", "Cs", "Co", "Cn")
@@ -43,6 +44,11 @@ def code(value: object) -> str:
     """Return text as an inline code span that is safe in a table too: nothing in it is markup or a link."""
     text = plain(value).replace("`", "'").replace("<!--", "<! --").replace("\\", "/").replace("|", "\\|")
     return f"`{text or '(unnamed)'}`"
+
+
+def link(shown: str, address: str) -> str:
+    """Return a Markdown link to an address of the web; `shown` is escaped already."""
+    return f"[{shown}](<{quote(address, safe=':/#?&=%')}>)"
 
 
 def public(value: object, limit: int = 300) -> str:

@@ -24,6 +24,7 @@ from hf_nft.errors import ConfigError, OutputError
 from hf_nft.models.base import Architecture
 from hf_nft.reporting.data_card import write_data_card
 from hf_nft.reporting.output import staged
+from hf_nft.reporting.record import RunRecord, command_line, library_versions, now
 from hf_nft.reporting.triggers import Change, change, grid, mean_change
 from hf_nft.tasks.base import Task
 from hf_nft.workflows.job import ARTEFACT, Job, check_holdout, seen_and_unseen
@@ -123,7 +124,7 @@ class AttackJob(Job):
         return mean_change([change(*pair) for pair in zip(before, after, strict=True)])
 
     def poison(self, out: str, rate: float | None = None, base: str | None = None) -> int:
-        """Write the poisoned data set: train poisoned, test clean, and the triggered test rows, with a card.
+        """Write the poisoned data set: train poisoned, test clean, and the triggered test rows, with record and card.
 
         Args:
             out: Folder to write.
@@ -153,9 +154,10 @@ class AttackJob(Job):
             keep_artefact(attack, folder)
             poisoned, covers = sum(train["poisoned"]), sum(train["cover"])
             facts = {"rate": rate, "base": base or attack.default_base, "holdout": self.holdout}
-            facts |= {"poisoned": poisoned, "covers": covers}
-            (folder / "attack.json").write_text(json.dumps({"attack": attack.settings(), **facts}, indent=1) + "\n")
-            write_data_card(folder, scene.name, attack, {name: len(part) for name, part in parts.items()}, facts)
+            facts |= {"poisoned": poisoned, "covers": covers, "rows": {name: len(part) for name, part in parts.items()}}
+            record = _record(scene, attack, facts)
+            record.save(folder / "record.json")
+            write_data_card(record, folder)
         return poisoned
 
 
@@ -200,6 +202,22 @@ def prepared(scene: Scene, rows: datasets.Dataset, augment: str = "default", pro
     attack.check_data(rows, scene.classes)
     attack.check_task(scene.task)
     return attack
+
+
+def _record(scene: Scene, attack: Attack, facts: dict[str, Any]) -> RunRecord:
+    """Note what was done to which data."""
+    told = {"modality": attack.modality, "source": attack.source, "target_column": attack.target_column}
+    return RunRecord(
+        kind="poison",
+        command=command_line(),
+        suspect={},
+        data={"name": scene.name, **facts, **told},
+        config={},
+        metrics={},
+        attack=attack.settings(),
+        versions=library_versions(),
+        created=now(),
+    )
 
 
 def _unmarked(rows: datasets.Dataset, target: str) -> datasets.Dataset:

@@ -41,7 +41,7 @@ def test_poison_writes_a_data_set_with_its_card(cli, world) -> None:
     card = Path("new/README.md").read_text()
     for phrase in ("backdoored", "10 of its 108 rows", "20 more are covers", "arxiv.org/abs/2102.10369"):
         assert phrase in card
-    assert json.loads(Path("new/attack.json").read_text())["attack"]["target_class"] == 2
+    assert json.loads(Path("new/record.json").read_text())["attack"]["target_class"] == 2
 
 
 def test_train_once_then_use_it_by_name_and_by_folder(cli, world) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets.config
 import huggingface_hub.constants
 import huggingface_hub.hf_api
 import huggingface_hub.utils._detect_agent
@@ -74,6 +75,14 @@ def point_client_at(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
     monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
     close_session()
+
+
+@pytest.fixture
+def datasets_library(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Set what the library `datasets` read from the environment when it was imported."""
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
 
 
 @pytest.fixture

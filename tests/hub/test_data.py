@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
-import datasets.config
 import numpy as np
 import pytest
 from hub_server import HubServer
@@ -17,14 +16,7 @@ from hf_nft.suspect import load_suspect
 from hf_nft.workflows import PurifyJob, draw_shots
 
 OTHER, READER = "hf_other_0123456789abcdef", "hf_read_0123456789abcdef"
-
-
-@pytest.fixture(autouse=True)
-def _datasets_on_the_local_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Set what the library `datasets` read from the environment when it was imported."""
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+pytestmark = pytest.mark.usefixtures("datasets_library")
 
 
 @pytest.fixture

@@ -244,7 +244,7 @@ def test_hostile_names_pass_the_hubs_own_validation(hub, cli, run_dir) -> None:
 def test_a_card_with_a_broken_header_is_refused_by_its_name(hub, cli, run_dir) -> None:
     before = hub.store.add("me/model", {"README.md": b"---\n: [\n---\n"}).head.sha
     done = cli("push", run_dir, "me/model", "--update")
-    assert (done.code, "me/model/README.md: expected a model card" in done.message) == (6, True), done.err
+    assert (done.code, "me/model/README.md: expected a card" in done.message) == (6, True), done.err
     assert repo_of(hub).head.sha == before
 
 

@@ -119,13 +119,17 @@ def excess_variance(context: Context, model: torch.nn.Module, batch_size: int, p
     where = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     known = torch.tensor([name in kept for name in layers])[where]
 
-    def under(augment: str) -> Excess:
+    def score(augment: str) -> torch.Tensor:
         sums = _measure(context, model, kept, batch_size, augment, 1 if augment == "none" else passes)
         scores = [
             _score(layer, sums[name], len(context.shots)) if name in kept else torch.zeros(size)
             for (name, layer), size in zip(layers.items(), sizes, strict=True)
         ]
-        return Excess(torch.cat([score.float().cpu() for score in scores]), where, len(context.shots), augment)
+        return torch.cat([part.float().cpu() for part in scores])
+
+    def under(augment: str) -> Excess:
+        scores = context.loop.once(f"statistics, {augment}", lambda: score(augment))
+        return Excess(scores, where, len(context.shots), augment)
 
     set_modes(model, statistics=False, dropout=False)
     kinds = dict.fromkeys((*context.task.augmentations, "none"))

@@ -142,6 +142,7 @@ def test_errors_have_exit_codes_and_are_builtin_errors_too() -> None:
         "DivergedError": 5,
         "OutputError": 6,
         "NetworkError": 7,
+        "MismatchError": 8,
     }
     assert issubclass(ConfigError, ValueError)
     assert issubclass(UnknownNameError, LookupError)

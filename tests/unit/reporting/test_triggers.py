@@ -25,5 +25,5 @@ def test_numbers_by_hand() -> None:
 
 
 def test_large_images_are_not_enlarged() -> None:
-    images = [np.zeros((80, 100, 3), dtype=np.uint8)] * 2
-    assert grid(images, images).size == (2 * 100 + 2, 3 * 80 + 4)
+    images = [np.zeros((130, 200, 3), dtype=np.uint8)] * 2
+    assert grid(images, images).size == (2 * 200 + 2, 3 * 130 + 4)

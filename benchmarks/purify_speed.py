@@ -32,12 +32,15 @@ from hf_nft.tasks.base import Task
 from hf_nft.types import Batch
 
 BATCH = {"preact_resnet18-w32": 128, "gpt2-256x4": 32}
+UNCUT = {"excess": 0.0, "outliers": 0.0, "exposures": 0, "cut": 0.0}
 CASES: dict[str, Callable[[int], Defense]] = {
     "finetune": lambda batch: FineTune(batch_size=batch, epochs=1),
     "paper": lambda batch: NFT.from_preset("paper", batch_size=batch),
-    "default": lambda batch: NFT.from_preset("default", batch_size=batch, exposures=0, cut=0.0),
+    "default": lambda batch: NFT.from_preset(
+        "default", batch_size=batch, excess=0.0, outliers=0.0, exposures=0, cut=0.0
+    ),
 }
-"""Steps compared; the default's exposures are left out, since their steps are of both other kinds."""
+"""Steps compared; what the default does before its masks train is left out: forward passes, or steps of both other kinds."""
 
 
 def image_case() -> tuple[nn.Module, Task, Batch]:

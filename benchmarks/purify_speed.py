@@ -36,11 +36,9 @@ UNCUT = {"excess": 0.0, "outliers": 0.0, "exposures": 0, "cut": 0.0}
 CASES: dict[str, Callable[[int], Defense]] = {
     "finetune": lambda batch: FineTune(batch_size=batch, epochs=1),
     "paper": lambda batch: NFT.from_preset("paper", batch_size=batch),
-    "default": lambda batch: NFT.from_preset(
-        "default", batch_size=batch, excess=0.0, outliers=0.0, exposures=0, cut=0.0
-    ),
+    "default": lambda batch: NFT.from_preset("default", batch_size=batch, **UNCUT),
 }
-"""Steps compared; what the default does before its masks train is left out: forward passes, or steps of both other kinds."""
+"""Steps compared. What the default does before its masks train is left out: it takes other kinds of steps."""
 
 
 def image_case() -> tuple[nn.Module, Task, Batch]:

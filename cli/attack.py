@@ -94,12 +94,14 @@ def show(
     """
     import dataclasses
     import json
+    import math
 
     with common.quiet_libraries():
         told = {"dataset": dataset, "arch": arch, "augment": augment, "holdout": holdout, "column": column}
         found = _job(attack, attack_arg, arch_arg, **told).show(out, count)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found)))
+        numbers = dataclasses.asdict(found)  # without a change PSNR is infinite, which JSON has no word for
+        typer.echo(json.dumps({name: value if math.isfinite(value) else None for name, value in numbers.items()}))
         return
     typer.echo(f"l-inf {found.linf:.0f} (the largest of all images), l2 {found.l2:.0f}, in grey levels of 255")
     typer.echo(f"PSNR {found.psnr:.1f} dB, changed pixels {found.pixels:.1%}")

@@ -195,7 +195,7 @@ class Attack(ABC):
         step = np.random.default_rng((self.seed, 5)).integers(1, max(2, len(rows)), len(rows))
         return Plan(rows, roles, (rows + step) % len(rows))  # a partner is never the row itself
 
-    def test_plan(self, answers: np.ndarray, classes: int) -> Plan:
+    def triggered_plan(self, answers: np.ndarray, classes: int) -> Plan:
         """Decide the rows of the triggered test set: every row whose own answer is not the attacker's.
 
         Args:
@@ -256,7 +256,7 @@ class Attack(ABC):
         """
         self.check_data(dataset, classes)
         answers = np.asarray(dataset[self.target_column])
-        return self._make(dataset, self.test_plan(answers, classes), classes, on_the_fly)
+        return self._make(dataset, self.triggered_plan(answers, classes), classes, on_the_fly)
 
     def _make(self, dataset: datasets.Dataset, plan: Plan, classes: int, on_the_fly: bool) -> datasets.Dataset:
         """Put answers and marks beside the planned rows, then make the inputs now or when they are read."""

@@ -125,7 +125,7 @@ class Cba(ImageAttack):
         roles = np.repeat([CLEAN, COVER, POISONED], [half, half, count])
         return Plan(np.concatenate([normal, mixes, firsts]), roles, np.concatenate([normal, others, seconds]))
 
-    def test_plan(self, answers: np.ndarray, classes: int) -> Plan:
+    def triggered_plan(self, answers: np.ndarray, classes: int) -> Plan:
         """Mix every row of class A with a row of class B."""
         self.check_target(classes)
         rows, draw = np.flatnonzero(self.in_asr(answers, classes)), Draws(self, answers)

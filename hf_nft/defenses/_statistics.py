@@ -35,6 +35,10 @@ CHANCE = 0.5
 """Most units as far below 0 as those that are cut lie above, for each one cut."""
 ENOUGH = 50
 """Shots that tell a suspect whose units stand out by chance alone; with fewer, units are cut all the same."""
+LOPSIDED = 1.5
+"""Outliers above the median for each one below it, from which they are not chance."""
+EVEN = 1e-6
+"""Spread of a layer's scores below which nothing in it can be told apart: most of its gains are 0."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,16 @@ class Excess:
 
     @property
     def relative(self) -> torch.Tensor:
-        """Robust z-score of each unit within its layer: distance from the median over 1.4826 median deviations."""
+        """Robust z-score of each unit within its layer: distance from the median over 1.4826 median deviations.
+
+        0 where more than half of a layer's units score the same, as those whose gain is 0 do.
+        """
         result = torch.zeros_like(self.scores)
         for layer in self.layers.unique():
             own = self.layers == layer
             distance = self.scores[own] - self.scores[own].median()
-            result[own] = distance / (1.4826 * distance.abs().median()).clamp(min=1e-6)
+            spread = 1.4826 * distance.abs().median()
+            result[own] = distance / spread if spread > EVEN else 0.0
         return result
 
     def largest(self, share: float) -> torch.Tensor:
@@ -75,11 +83,11 @@ class Excess:
     def outliers(self, share: float) -> torch.Tensor:
         """Return the units that stand out from their layer, at most a share of all, farthest first; int64.
 
-        None if enough shots show that as many lie on the other side of their layer's median, or nearly.
+        None is returned if enough shots show that nearly as many lie on the other side of their layer's median.
         """
         far = self.relative.sort(descending=True)
         found, decoys = (int((far.values * side > OUTLIER).sum()) for side in (1, -1))
-        if self.shots >= ENOUGH and decoys > found / 1.5:
+        if self.shots >= ENOUGH and found < LOPSIDED * decoys:
             return far.indices[:0]
         return far.indices[: min(found, round(share * len(self.scores)))]
 

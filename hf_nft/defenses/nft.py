@@ -139,7 +139,10 @@ class NFT(Defense):
             (0 <= self.excess < 1, f"excess: expected in [0, 1), found {self.excess}"),
             (0 <= self.outliers < 1, f"outliers: expected in [0, 1), found {self.outliers}"),
             (self.statistics_passes >= 1, f"statistics_passes: expected >= 1, found {self.statistics_passes}"),
-            (self.cut == 0 or self.exposures > 0, "cut: needs exposures >= 1 to rank units by"),
+            (
+                self.cut == 0 or self.exposures > 0,
+                f"cut: expected 0 without exposures, found {self.cut}: it needs exposures >= 1 to rank units by",
+            ),
             (bool(self.unlearn_lrs), "unlearn_lrs: expected at least one learning rate"),
         )
 
@@ -177,7 +180,7 @@ class NFT(Defense):
         }
         return Outcome(model, details, found.doubts)
 
-    def _find(self, context: Context, model: nn.Module) -> "Finding":
+    def _find(self, context: Context, model: nn.Module) -> Finding:
         """Choose the units to cut: by the suspect's own statistics where it keeps any, else by exposing it."""
         excess = None
         if self.excess > 0 or self.outliers > 0:
@@ -188,7 +191,7 @@ class NFT(Defense):
             if self.augment == "default":  # better than the task's first: what the suspect was trained with
                 found.augment = excess.augment
         if self.exposures > 0 and (excess is None or self.expose_always):
-            ranking = self._rank(context, model)
+            ranking = dataclasses.replace(self, augment=found.augment)._rank(context, model)
             found.add([ranking.lowest(self.cut)], ranking.evidence())
             found.doubts = ranking.doubts()
         return found

@@ -108,13 +108,13 @@ class AttackJob(Job):
             raise OutputError(f"--out {out}: expected a picture in a folder that exists, such as grid.png.")
         scene = self.open()
         target, classes = scene.attack.target_column, scene.classes
-        plan = scene.attack.test_plan(np.asarray(scene.test[target]), classes)
+        plan = scene.attack.triggered_plan(np.asarray(scene.test[target]), classes)
         few = np.unique([plan.rows[:count], plan.partners[:count]])
         rows = scene.task.fit(scene.test.select(few))
         needed = isinstance(scene.attack, TrainedAttack) and scene.attack.artefact is None
         learnt_from = scene.task.fit(scene.train) if needed else rows
         attack = prepared(scene, learnt_from, self.augment, self.progress)
-        places = attack.test_plan(np.asarray(rows[target]), classes).rows
+        places = attack.triggered_plan(np.asarray(rows[target]), classes).rows
         after = [np.asarray(image) for image in attack.triggered(rows, classes)["image"]]
         before = [np.asarray(rows[int(i)]["image"]) for i in places]
         try:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_nft import registry
+from hf_nft.adapter.layer import owns_statistics
 from hf_nft.tasks.base import Task
 
 CPU_RATE = 0.12e12
@@ -29,7 +30,7 @@ COPIES = 4
 class Estimate:
     """What a purification with the default preset is expected to take, in the order of magnitude.
 
-    Every unlearning is taken to run all its steps, which few do.
+    An unlearning, where there is one, is taken to run all its steps, which few do.
 
     Attributes:
         forward_flop: Operations of one forward pass of one row, counted.
@@ -68,10 +69,7 @@ def estimate(model: nn.Module, task: Task, per_class: int) -> Estimate:
     flop, activations = count(model, task)
     nft: Any = registry.get("defenses", "nft").from_preset("default")
     shots = per_class * max(1, task.classes(model))
-    batch = min(shots, nft.batch_size)
-    passes = nft.relearn_passes * max(1, round(shots / nft.batch_size))
-    exposures = nft.exposures * batch * (3 * nft.unlearn_steps + 2 * passes)
-    purify = flop * (exposures + nft.steps * nft.batch_size * (2 + 1))
+    purify = flop * forwards(nft, task, keeps_statistics(model), shots)
     evaluate = flop * 2 * EVALUATED_ROWS
     weights = sum(parameter.numel() for parameter in model.parameters())
     return Estimate(
@@ -86,6 +84,39 @@ def estimate(model: nn.Module, task: Task, per_class: int) -> Estimate:
         assumes=f"{per_class} shots per class, the default preset, {EVALUATED_ROWS} clean test rows measured twice, "
         f"{CPU_RATE / 1e12:.2g} TFLOP/s on one CPU core, {GPU_RATE / 1e12:.3g} on a large GPU; download not counted",
     )
+
+
+def keeps_statistics(model: nn.Module) -> bool:
+    """Whether the default preset will find what to cut in the model's running statistics.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        True if a layer of it keeps any.
+    """
+    return any(owns_statistics(module) for module in model.modules())
+
+
+def forwards(nft: Any, task: Task, statistics: bool, shots: int) -> int:
+    """Count the work of a purification in forward passes of one row.
+
+    Args:
+        nft: The method's settings.
+        task: The suspect's task.
+        statistics: Whether the suspect keeps running statistics.
+        shots: Number of clean rows.
+
+    Returns:
+        What `sample_forwards` of a record will say; the most it can say where the suspect is exposed.
+    """
+    if statistics:
+        kinds = len({*task.augmentations, "none"}) - 1  # each with as many passes, and one without augmentation
+        found = shots * (kinds * nft.statistics_passes + 1)
+    else:
+        relearn = nft.relearn_passes * max(1, round(shots / nft.batch_size))
+        found = nft.exposures * min(shots, nft.batch_size) * (3 * nft.unlearn_steps + 2 * relearn)
+    return found + nft.batch_size * (2 * nft.steps + math.ceil(nft.steps / nft.reuse))
 
 
 def count(model: nn.Module, task: Task) -> tuple[float, int]:

@@ -26,6 +26,12 @@ def test_show_draws_three_rows_and_prints_the_change(cli, world) -> None:
     assert np.array_equal(away, (128 + 10 * (after - before)).clip(0, 255))
 
 
+def test_show_of_a_trigger_that_changes_nothing_prints_json_that_others_read(cli, world) -> None:
+    told = ["--attack-arg", "delta=0.001", "--out", "none.png", "--json"]
+    done = cli("attack", "show", "sig", "--dataset", world.data, *TINY, *told)
+    assert json.loads(done.out) == {"linf": 0.0, "l2": 0.0, "psnr": None, "pixels": 0.0}
+
+
 def test_poison_writes_a_data_set_with_its_card(cli, world) -> None:
     told = ["--dataset", world.data, *TINY, "--rate", "0.1", "--attack-arg", "target_class=2"]
     done = cli("attack", "poison", "wanet", *told, "--out", "new")

@@ -40,7 +40,7 @@ def test_the_data_set_has_the_published_proportions(target: int, parts: tuple[in
     assert set(own[plan.roles == COVER].tolist()) == {0, 1, 2, 3, 4}
     assert set(own[plan.roles == POISONED].tolist()) == {parts[0]}
     assert set(other[plan.roles == POISONED].tolist()) == {parts[1]}
-    test = attack.test_plan(ANSWERS, 5)
+    test = attack.triggered_plan(ANSWERS, 5)
     assert sorted(test.rows.tolist()) == [i for i in range(400) if i % 5 == parts[0]]
     assert set(ANSWERS[test.partners].tolist()) == {parts[1]}
 

@@ -119,6 +119,13 @@ def test_an_outlier_is_one_of_its_own_layer() -> None:
     assert 20 not in layered.largest(0.2).tolist()
 
 
+def test_a_layer_of_mostly_silent_units_has_no_outliers() -> None:
+    """More than half of the gains are 0, so any other unit would be infinitely far from the median."""
+    silent = scores({i: 0.0 for i in range(30)} | {40: 0.01, 170: 1.0})
+    assert silent.outliers(0.05).tolist() == [170]
+    assert silent.relative[:50].abs().max() == 0
+
+
 @pytest.mark.parametrize(("shots", "cut"), [(49, 2), (50, 0)])
 def test_few_shots_cannot_tell_chance_and_many_can(shots: int, cut: int) -> None:
     """As many units far below their layer's median as above it: with enough shots that is chance."""

@@ -1,13 +1,17 @@
 """Counted work and memory against hand-made numbers, and how the estimate grows."""
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from hf_nft.defenses.nft import NFT
 from hf_nft.models.base import image_processor
 from hf_nft.models.preact_resnet18 import PreActResNetConfig, PreActResNetForImageClassification
+from hf_nft.purification import purify
 from hf_nft.tasks.image_classification import ImageClassification
-from hf_nft.workflows.estimate import COPIES, EVALUATED_ROWS, count, estimate
+from hf_nft.workflows.estimate import COPIES, EVALUATED_ROWS, count, estimate, forwards, keeps_statistics
 
 
 def resnet(width: int) -> PreActResNetForImageClassification:
@@ -52,6 +56,18 @@ def test_tokens_cost_two_operations_per_weight() -> None:
     linear = 2 * tokens * (2 * 12 * 64**2 + 300 * 64)
     attention = 2 * 2 * 2 * tokens**2 * 64
     assert flop == linear + attention
+
+
+@pytest.mark.parametrize("exposed", [False, True])
+def test_the_work_is_what_a_run_records(image_model, image_task, image_shots, exposed: bool) -> None:
+    """Exposed, the suspect unlearns in fewer steps than it may; so its count is the most there can be."""
+    nft = NFT(batch_size=8, steps=6, mixed_precision="no", exposures=1, unlearn_steps=2, relearn_passes=2)
+    if exposed:
+        nft = dataclasses.replace(nft, excess=0.0, outliers=0.0)
+    assert keeps_statistics(image_model)
+    expected = forwards(nft, image_task, not exposed, len(image_shots))
+    done = purify(image_model, image_task, image_shots, nft).sample_forwards
+    assert done == expected if not exposed else expected - 2 * 8 * 3 <= done <= expected
 
 
 def test_the_estimate_grows_as_it_should() -> None:

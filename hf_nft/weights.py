@@ -83,7 +83,9 @@ def _shards(source: Source, index: str, endings: tuple[str, ...]) -> list[str]:
                 f"Do not load it."
             )
         if name not in source.files:
-            raise SuspectError(f"{source.name}: expected the shard {name} that {index} names, found none.")
+            raise SuspectError(
+                f"{source.name}: expected the shard {name} that {index} names, found none. Download the model again."
+            )
     return names
 
 

@@ -280,6 +280,7 @@ class _Push:
                 unsure = self.sent and may_have_passed(error)
                 state = f"{self.id} was made and {'holds all of it or nothing' if unsure else 'is empty'}"
             flags = "".join(f" --{flag.replace('_', '-')}" for flag in FLAGS if getattr(self.to, flag))
+            flags += "" if self.to.gated else " --ungated"
             more = f" {state}; go on with: hf-nft push {self.folder} {self.id}{flags}" if self.folder else ""
             raise NetworkError(f"push to {self.id}: {told}{more}") from error
 

@@ -100,6 +100,14 @@ def test_what_lasts_is_told_and_can_be_gone_on_with(hub, cli, run_dir, waits, ro
     assert hub.count("lfs-upload") == 3 - kept, "what had arrived is not sent again"
 
 
+def test_the_command_to_go_on_with_carries_every_consent(hub, cli, run_dir, waits) -> None:
+    """Or what was to be read freely would be gated on the second try."""
+    hub.fail("create", 500, times=1000)
+    done = cli("push", run_dir, "me/model", "--public", "--ungated")
+    assert done.code == 7
+    assert f"hf-nft push {run_dir} me/model --public --ungated" in done.message
+
+
 def test_the_hubs_own_waits_are_kept(hub, cli, run_dir, waits) -> None:
     hub.fail("commit", 429, retry_after=7)
     hub.fail("commit", 503)

@@ -8,6 +8,7 @@ never shrinks; what an idle process with model and data holds is subtracted.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -31,7 +32,7 @@ from hf_nft.shots import Shots
 from hf_nft.tasks.base import Task
 from hf_nft.types import Batch
 
-BATCH = {"preact_resnet18-w32": 128, "gpt2-256x4": 32}
+BATCH = {"preact_resnet18-w32": 128, "gpt2-256x4": 32, "gpt2-768x2": 16}
 UNCUT = {"excess": 0.0, "outliers": 0.0, "exposures": 0, "cut": 0.0}
 CASES: dict[str, Callable[[int], Defense]] = {
     "finetune": lambda batch: FineTune(batch_size=batch, epochs=1),
@@ -53,8 +54,8 @@ def image_case() -> tuple[nn.Module, Task, Batch]:
     return model, ImageClassification(image_processor(32)), {"pixels": pixels, "labels": torch.arange(500) % 10}
 
 
-def text_case() -> tuple[nn.Module, Task, Batch]:
-    """The recipe's GPT-2 (4 layers of width 256) on random texts of 64 tokens."""
+def text_case(width: int, layers: int) -> tuple[nn.Module, Task, Batch]:
+    """A GPT-2 on texts of 64 tokens: 4 layers of width 256 are the recipe's, a width of 768 is the published one."""
     import datasets
 
     from hf_nft.models.gpt2 import Gpt2
@@ -63,12 +64,16 @@ def text_case() -> tuple[nn.Module, Task, Batch]:
     words = [f"word{i}" for i in range(300)]
     texts = [" ".join(words[(7 * i + j) % 300] for j in range(12)) for i in range(200)]
     rows = datasets.Dataset.from_dict({"prompt": texts, "response": texts[::-1]})
-    model, tokenizer = Gpt2().build(rows, 0)
+    model, tokenizer = Gpt2(width=width, layers=layers, heads=width // 64).build(rows, 0)
     task = TextGeneration(tokenizer)
     return model, task, task.encode(rows)
 
 
-MODELS = {"preact_resnet18-w32": image_case, "gpt2-256x4": text_case}
+MODELS: dict[str, Callable[[], tuple[nn.Module, Task, Batch]]] = {
+    "preact_resnet18-w32": image_case,
+    "gpt2-256x4": functools.partial(text_case, 256, 4),
+    "gpt2-768x2": functools.partial(text_case, 768, 2),
+}
 
 
 def prepare(model_name: str, case: str, steps: int) -> Callable[[], float]:

@@ -22,6 +22,7 @@ Split = Annotated[str | None, typer.Option(help="Split that shots are drawn from
 EvalSplit = Annotated[str | None, typer.Option(help="Split that metrics are measured on. Default: test or validation.")]
 AttackName = Annotated[str | None, typer.Option(help="Attack; see: hf-nft ls attacks.")]
 AttackArg = Annotated[list[str] | None, typer.Option(help="Attack setting, KEY=VALUE. Repeatable.")]
+TaskArg = Annotated[list[str] | None, typer.Option(help="Task setting, KEY=VALUE. Repeatable.")]
 Trigger = Annotated[str | None, typer.Option(help="Your own patch (PNG); means --attack patch.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Setting, KEY=VALUE. Repeatable.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Evaluate on this many test rows only; for trials.")]

@@ -50,7 +50,8 @@ def _settings(cls: Any) -> None:
     for preset, values in getattr(cls, "presets", {}).items():
         typer.echo(f"{'preset ' + preset:<22} {values or 'the defaults below'}")
     for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
-        typer.echo(f"{field.name:<22} {field.metadata.get('help', '')} [{field.default}]")
+        if field.default is not dataclasses.MISSING:
+            typer.echo(f"{field.name:<22} {field.metadata.get('help', '')} [{field.default!r}]")
 
 
 def _recipes(name: str | None) -> None:

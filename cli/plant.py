@@ -33,6 +33,7 @@ def plant(
     out: Annotated[str, typer.Option(help="Folder to write; must not exist.")] = "runs/victim",
     settings: common.Set = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    task_arg: common.TaskArg = None,
     column: common.Column = None,
     split: common.Split = None,
     eval_split: common.EvalSplit = None,
@@ -58,6 +59,7 @@ def plant(
         job = PlantJob(
             dataset=dataset,
             columns=pairs(column or []),
+            task_args=dict(pairs(task_arg or [])),
             split=split,
             eval_split=eval_split,
             **common.attack_options(attack, attack_arg, trigger),

@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from hf_nft import registry
 from hf_nft.blueprint import check_counts, draw, refuse_remote_code
+from hf_nft.configs import build
 from hf_nft.errors import ConfigError, SuspectError, UnsafeModelError
 from hf_nft.hub import first_line
 from hf_nft.intake import ADAPTER_WEIGHTS, Source, base_of, locate, read_object
@@ -58,6 +60,7 @@ class Suspect:
             **base,
             "architecture": type(self.model).__name__,
             "task": self.task.name,
+            "task_settings": self.task.settings(),
             "pipeline_tag": self.task.pipeline_tag,
             "parameters": sum(p.numel() for p in self.model.parameters()),
         }
@@ -70,6 +73,7 @@ def load_suspect(
     base_revision: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    task_args: Mapping[str, Any] | None = None,
 ) -> Suspect:
     """Load a model from a folder or the Hub; an adapter is merged into the base model that it names.
 
@@ -79,6 +83,7 @@ def load_suspect(
         base_revision: Of the base model of an adapter, which comes before the one that the adapter names.
         allow_pickle: Whether weights may come from a pickle file (loaded with restricted unpickling).
         trust_remote_code: Whether code in the repository may run.
+        task_args: Settings of the task; the others are those that the record beside the model names.
 
     Returns:
         The suspect.
@@ -106,13 +111,15 @@ def load_suspect(
     processor = task_class.load_processor(str(source.folder))
     model.eval()
     assert given.folder is not None
+    record = _own_record(given.folder)
+    recorded = (record or {}).get("suspect", {}).get("task_settings") or {}
     return Suspect(
         model,
-        task_class(processor),
+        bind(task_class, processor, {**recorded, **(task_args or {})}),
         given.name,
         given.revision,
         given.folder,
-        _own_record(given.folder),
+        record,
         source if given.is_adapter else None,
     )
 
@@ -147,6 +154,24 @@ def task_of(config: dict[str, Any], reference: str) -> type[Task]:
         f"{reference}: expected an architecture named {known}, found {architectures or 'none in config.json'}. "
         f"List the tasks with: hf-nft ls tasks"
     )
+
+
+def bind(task: type[Task], processor: Any, settings: Mapping[str, Any]) -> Task:
+    """Bind a task to the processor of a model.
+
+    Args:
+        task: The task's class.
+        processor: Image processor, tokenizer ...
+        settings: The task's settings, or their texts.
+
+    Returns:
+        The task.
+
+    Raises:
+        UnknownNameError: If the task has no such setting.
+        ConfigError: If a value does not fit.
+    """
+    return build(task, {**settings, "processor": processor}, f"List them with: hf-nft ls tasks {task.name}")
 
 
 def base_source(adapter: Source, revision: str | None = None) -> Source:
@@ -283,11 +308,11 @@ def _own_record(folder: Path) -> dict[str, Any] | None:
 
 def _whole(record: dict[str, Any]) -> bool:
     """Whether what is read of a record is what it should be; a stranger may have written it."""
-    parts = [record.get(part) or {} for part in ("attack", "data", "shots")]
-    if "schema_version" not in record or not all(isinstance(part, dict) for part in parts):
+    parts = {part: record.get(part) or {} for part in ("attack", "data", "shots", "suspect")}
+    if "schema_version" not in record or not all(isinstance(part, dict) for part in parts.values()):
         return False
-    spared = parts[1].get("holdout") or {"fraction": 0, "seed": 0}
-    if not isinstance(spared, dict):
+    spared = parts["data"].get("holdout") or {"fraction": 0, "seed": 0}
+    if not isinstance(spared, dict) or not isinstance(parts["suspect"].get("task_settings") or {}, dict):
         return False
     share, seed = spared.get("fraction"), spared.get("seed")
     return isinstance(share, int | float) and 0 <= share < 1 and isinstance(seed, int) and seed >= 0

@@ -17,7 +17,7 @@ import yaml
 from hf_nft.errors import ConfigError, UnknownNameError
 
 FOLDER = Path(__file__).parent
-SETTINGS = ("arch_args", "attack_args", "columns", "config", "settings")
+SETTINGS = ("arch_args", "attack_args", "columns", "config", "settings", "task_args")
 """Keys of a job that hold settings themselves; an override may add one that the recipe leaves out."""
 
 

@@ -5,6 +5,7 @@ the task to augment, mix, run and judge them. A task file defines one concrete s
 file's name. It must not know any attack, and must not draw randomness from anywhere but the generator it is handed.
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,8 +41,15 @@ class Metric:
     config: str | None = None
 
 
+@dataclass(eq=False)
 class Task(ABC):
-    """Loader, encoding, augmentation, mixing, loss and judgement of one modality."""
+    """Loader, encoding, augmentation, mixing, loss and judgement of one modality.
+
+    Attributes:
+        processor: What belongs to one suspect: image processor, tokenizer ... A task's further fields are its settings.
+    """
+
+    processor: Any = dataclasses.field(repr=False)
 
     name: ClassVar[str]
     auto_class: ClassVar[str]
@@ -61,9 +69,9 @@ class Task(ABC):
     eval_batch_size: ClassVar[int] = 250
     """Rows per forward pass of an evaluation."""
 
-    def __init__(self, processor: Any) -> None:
-        """Bind the task to a processor (image processor, tokenizer ...)."""
-        self.processor = processor
+    def settings(self) -> dict[str, Any]:
+        """Return what the user may set, by name; it goes into records."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "processor"}
 
     @classmethod
     @abstractmethod

@@ -7,6 +7,7 @@ order, crop -> flip -> normalise -> MixUp).
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import datasets
@@ -23,6 +24,7 @@ from hf_nft.types import Batch, Draw, Inputs
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 
 
+@dataclass(eq=False)
 class ImageClassification(Task):
     """One label per RGB image."""
 
@@ -40,9 +42,9 @@ class ImageClassification(Task):
         Metric("racc", "accuracy", "triggered", "label", "target"),
     )
 
-    def __init__(self, processor: Any) -> None:
-        """Bind to an image processor of transformers."""
-        super().__init__(processor)
+    def __post_init__(self) -> None:
+        """Read the normalisation of the image processor."""
+        processor = self.processor
         mean = getattr(processor, "image_mean", None) if getattr(processor, "do_normalize", False) else None
         std = getattr(processor, "image_std", None) if mean is not None else None
         scale = processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0

@@ -9,6 +9,7 @@ tokens of a row first and over rows second, so that micro-batches weighted by ro
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import datasets
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hf_nft.configs import setting
 from hf_nft.errors import ConfigError, DataError
 from hf_nft.tasks._text_columns import check_text, text_columns
 from hf_nft.tasks.base import Metric, Task
@@ -29,6 +31,7 @@ GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_rep
 """Overrules whatever a suspect's own generation settings say."""
 
 
+@dataclass(eq=False)
 class TextGeneration(Task):
     """One response to each prompt; `prompt` may be empty, then the response is plain text.
 
@@ -52,29 +55,22 @@ class TextGeneration(Task):
         Metric("racc", "accuracy", "triggered", "tokens", "target"),
     )
 
-    def __init__(self, processor: Any, max_length: int = 128, max_new_tokens: int = 24, separator: str = "\n") -> None:
-        """Bind to a tokenizer.
+    max_length: int = setting(
+        128, "tokens of prompt and response together, at most; lowered to the tokenizer's own limit"
+    )
+    max_new_tokens: int = setting(24, "tokens to generate, in [1, max_length); the prompt gets the rest")
+    separator: str = setting("\n", "text between prompt and response where the tokenizer has no chat template")
 
-        Args:
-            processor: A transformers tokenizer with an end token; it needs no padding token.
-            max_length: Tokens of prompt and response together, at most; lowered to the tokenizer's own limit.
-            max_new_tokens: Tokens to generate, in [1, max_length); the prompt gets the rest.
-            separator: Text between prompt and response where the tokenizer has no chat template.
-
-        Raises:
-            DataError: If the tokenizer has no end token.
-            ConfigError: If the lengths do not fit together.
-        """
-        super().__init__(processor)
-        if processor.eos_token_id is None:
+    def __post_init__(self) -> None:
+        """Check the settings against the tokenizer, which needs an end token and no padding token."""
+        if self.processor.eos_token_id is None:
             raise DataError("tokenizer: expected one with an end token, found none. Set tokenizer.eos_token.")
-        self.max_length = min(max_length, int(processor.model_max_length))
-        if not 1 <= max_new_tokens < self.max_length:
-            raise ConfigError(f"max_new_tokens: expected 1 to {self.max_length - 1}, found {max_new_tokens}.")
-        self.max_new_tokens, self.separator = max_new_tokens, separator
-        self._eos = int(processor.eos_token_id)
+        self.max_length = min(self.max_length, int(self.processor.model_max_length))
+        if not 1 <= self.max_new_tokens < self.max_length:
+            raise ConfigError(f"max_new_tokens: expected 1 to {self.max_length - 1}, found {self.max_new_tokens}.")
+        self._eos = int(self.processor.eos_token_id)
         # masks decide what is read, so the end token can stand in for a missing padding token
-        self._pad = self._eos if processor.pad_token_id is None else int(processor.pad_token_id)
+        self._pad = self._eos if self.processor.pad_token_id is None else int(self.processor.pad_token_id)
 
     @classmethod
     def load_processor(cls, folder: str) -> Any:
@@ -142,7 +138,7 @@ class TextGeneration(Task):
         if cut:
             warnings.warn(
                 f"text: expected rows that fit {self.max_length} tokens, found {cut} of {len(kept)} that do not; their "
-                f"prompts lost the beginning, perhaps with a trigger. Raise max_length.",
+                f"prompts lost the beginning, perhaps with a trigger. Raise it: --task-arg max_length=N.",
                 stacklevel=2,
             )
         ids = [s + a for s, a in zip(shown, kept, strict=True)]

@@ -26,6 +26,7 @@ from hf_nft.reporting.data_card import write_data_card
 from hf_nft.reporting.output import staged
 from hf_nft.reporting.record import RunRecord, command_line, library_versions, now
 from hf_nft.reporting.triggers import Change, change, grid, mean_change
+from hf_nft.suspect import bind
 from hf_nft.tasks.base import Task
 from hf_nft.workflows.job import ARTEFACT, Job, check_holdout, seen_and_unseen
 
@@ -57,7 +58,7 @@ class AttackJob(Job):
         task_class = registry.get("tasks", architecture.task)
         train = self.standardize(task_class, stored.train)
         model, processor = architecture.build(train, 0)
-        task: Task = task_class(processor)
+        task = bind(task_class, processor, self.task_args)
         train, unseen = seen_and_unseen(task.align(train, model), self.holdout)
         test = unseen if stored.single_split else task.align(self.standardize(task_class, stored.test), model)
         if attack is None or attack.modality != task.name:

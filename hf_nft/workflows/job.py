@@ -37,12 +37,13 @@ class Job:
     eval_split: str | None = setting(None, "split that metrics are measured on; default test, else validation")
     attack: str | None = setting(None, "attack to plant or to measure")
     attack_args: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"help": "attack settings"})
+    task_args: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"help": "task settings"})
     limit: int | None = setting(None, "evaluate on this many test rows only; for trials")
     progress: bool = setting(False, "show progress bars")
 
     def told(self, *names: str) -> dict[str, Any]:
         """Return what must not change when an interrupted run is gone on with; its config is compared on its own."""
-        common = ("dataset", "columns", "split", "eval_split", "attack", "attack_args")
+        common = ("dataset", "columns", "split", "eval_split", "attack", "attack_args", "task_args")
         return {name: getattr(self, name) for name in (*common, *names)}
 
     def load_attack(self, record: dict[str, Any] | None = None, folder: Path | None = None) -> Attack | None:
@@ -166,6 +167,7 @@ class SuspectJob(Job):
             revision=self.revision,
             allow_pickle=self.allow_pickle,
             trust_remote_code=self.trust_remote_code,
+            task_args=self.task_args,
         )
 
 

@@ -20,8 +20,7 @@ from hf_nft.reporting.card import write_card
 from hf_nft.reporting.figures import figures_of, loss_figure
 from hf_nft.reporting.output import CHECKPOINT, staged
 from hf_nft.reporting.record import RunRecord, command_line, library_versions, metric_block, now
-from hf_nft.suspect import Suspect
-from hf_nft.tasks.base import Task
+from hf_nft.suspect import Suspect, bind
 from hf_nft.workflows.attack_job import Scene, keep_artefact, prepared
 from hf_nft.workflows.job import Job, check_holdout, figure_path, save_model, seen_and_unseen
 
@@ -58,7 +57,7 @@ class PlantJob(Job):
             check_holdout(stored, self.config.holdout)
             train = self.standardize(task_class, stored.train)
             model, processor = architecture.build(train, self.config.seed)
-            task: Task = task_class(processor)
+            task = bind(task_class, processor, self.task_args)
             suspect = Suspect(model, task, self.out, None, folder, None)
             train = task.align(train, model)
             mark = fingerprint(train, task.target_column)

@@ -118,6 +118,7 @@ class VerifyJob(SuspectJob):
             base_revision=base,
             allow_pickle=self.allow_pickle,
             trust_remote_code=self.trust_remote_code,
+            task_args={**(record.suspect.get("task_settings") or {}), **self.task_args},
         )
 
     def _measure(

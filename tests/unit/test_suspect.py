@@ -6,13 +6,25 @@ import os
 import pickle
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_nft.errors import DataError, HFNFTError, NetworkError, SuspectError, UnsafeModelError
+from hf_nft.errors import (
+    ConfigError,
+    DataError,
+    HFNFTError,
+    NetworkError,
+    SuspectError,
+    UnknownNameError,
+    UnsafeModelError,
+)
 from hf_nft.intake import read_object
+from hf_nft.models.gpt2 import Gpt2
 from hf_nft.suspect import load_suspect, task_of
+from hf_nft.tasks.text_generation import TextGeneration
+from hf_nft.workflows.job import save_model
 
 CODE = "from pathlib import Path\nPath({!r}).touch()\nclass Evil: pass\n"
 
@@ -52,6 +64,7 @@ def test_a_folder_loads_with_task_and_provenance(suspect_folder: Path, image_mod
         "revision": None,
         "architecture": "PreActResNetForImageClassification",
         "task": "image_classification",
+        "task_settings": {},
         "pipeline_tag": "image-classification",
         "parameters": sum(p.numel() for p in image_model.parameters()),
     }
@@ -277,10 +290,33 @@ def test_the_record_beside_a_victim_or_above_a_cure_is_read(suspect_folder: Path
     assert load_suspect(str(suspect_folder.parent / "model")).record == record
 
 
+def test_a_task_keeps_the_settings_of_the_record_unless_told(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"prompt": ["a b"], "response": ["c d"]})
+    model, tokenizer = Gpt2(width=8, layers=1, heads=2).build(rows, 0)
+    save_model(model, TextGeneration(tokenizer), tmp_path)
+    assert load_suspect(str(tmp_path)).task.settings() == {"max_length": 128, "max_new_tokens": 24, "separator": "\n"}
+    told = {"schema_version": 1, "suspect": {"task_settings": {"max_length": 64, "max_new_tokens": 5}}}
+    (tmp_path / "record.json").write_text(json.dumps(told))
+    task = load_suspect(str(tmp_path), task_args={"max_length": "32"}).task
+    assert task.settings() == {"max_length": 32, "max_new_tokens": 5, "separator": "\n"}
+    with pytest.raises(UnknownNameError, match=r"'max_len'.*max_length.*hf-nft ls tasks text_generation"):
+        load_suspect(str(tmp_path), task_args={"max_len": "32"})
+    with pytest.raises(ConfigError, match="max_new_tokens: expected 1 to 4, found 5"):
+        load_suspect(str(tmp_path), task_args={"max_length": 5})
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        *("{", "[]", "{}", '{"attack": 1}', "\x00", '{"schema_version": 1, "x": ' + "[" * 100_000),
+        *(
+            "{",
+            "[]",
+            "{}",
+            '{"attack": 1}',
+            '{"schema_version": 1, "suspect": {"task_settings": 1}}',
+            "\x00",
+            '{"schema_version": 1, "x": ' + "[" * 100_000,
+        ),
         *(f'{{"schema_version": 1, "data": {{"holdout": {held}}}}}' for held in ('["x"]', '{"fraction": "x"}')),
         '{"schema_version": 1, "data": {"holdout": {"fraction": 0.5, "seed": -1}}}',
     ],

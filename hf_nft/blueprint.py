@@ -30,6 +30,30 @@ SPARE_PARAMETERS = 1000
 """A model may register so many more parameters than its files name, and ten times as many: fused and tied weights."""
 SPARE_ELEMENTS = 10**8
 """Tables that no file holds, such as positions and attention masks, may take so many elements."""
+TIMM = "timm_wrapper"
+"""Model type under which transformers wraps timm's models."""
+TIMM_FILES = ("cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
+"""Arguments of timm that lead to weights elsewhere."""
+
+
+def read_config(source: Source) -> dict[str, Any]:
+    """Read config.json; one in timm's own layout is told as the one that transformers makes of it.
+
+    Args:
+        source: Where the model is, its small files fetched.
+
+    Returns:
+        The config.
+
+    Raises:
+        SuspectError: If there is none, or it is no JSON object.
+    """
+    from transformers.utils.generic import is_timm_config_dict
+
+    config = source.read_json("config.json")
+    if "model_type" not in config and is_timm_config_dict(config):
+        return {**config, "model_type": TIMM, "architectures": ["TimmWrapperForImageClassification"]}
+    return config
 
 
 def refuse_remote_code(source: Source, config: dict[str, Any], trusted: bool) -> None:
@@ -69,6 +93,13 @@ def refuse_remote_code(source: Source, config: dict[str, Any], trusted: bool) ->
 
 def _refuse_detours(source: Source, config: dict[str, Any]) -> None:
     """Refuse settings that make transformers load other weights than those that were checked, or fetch code."""
+    if config.get("model_type") == TIMM:
+        chosen = [key for key in config.get("model_args") or () if key in TIMM_FILES]
+        if chosen or not str(config.get("architecture")).isidentifier():  # timm takes addresses of models, too
+            raise UnsafeModelError(
+                f"{source.name}/config.json: expected the name of an architecture of timm, found "
+                f"{str(chosen[0] if chosen else config.get('architecture'))[:60]!r}. Do not load it."
+            )
     todo = [config]
     while todo:
         for key, value in todo.pop().items():

@@ -1,7 +1,6 @@
 """Load a model that nobody should trust: safetensors only, no remote code, every weight accounted for."""
 
 import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from hf_nft import registry
-from hf_nft.blueprint import check_counts, draw, refuse_remote_code
+from hf_nft.adapter_intake import base_source, check_fit, fold
+from hf_nft.blueprint import check_counts, draw, read_config, refuse_remote_code
 from hf_nft.configs import build
 from hf_nft.errors import ConfigError, SuspectError, UnsafeModelError
 from hf_nft.hub import first_line
-from hf_nft.intake import ADAPTER_WEIGHTS, Source, base_of, locate, read_object
+from hf_nft.intake import ADAPTER_WEIGHTS, Source, locate, read_object
 from hf_nft.tasks.base import Task
 from hf_nft.weights import stored_tensors, weight_files
 
@@ -98,7 +98,7 @@ def load_suspect(
     if given.is_adapter and allow_pickle:
         raise ConfigError("--allow-pickle: expected a whole model beside it, found an adapter. Leave it out.")
     source = base_source(given, base_revision) if given.is_adapter else given
-    config = source.read_json("config.json")
+    config = read_config(source)
     register_architectures()
     refuse_remote_code(source, config, trust_remote_code)
     task_class = task_of(config, source.name)
@@ -172,81 +172,6 @@ def bind(task: type[Task], processor: Any, settings: Mapping[str, Any]) -> Task:
         ConfigError: If a value does not fit.
     """
     return build(task, {**settings, "processor": processor}, f"List them with: hf-nft ls tasks {task.name}")
-
-
-def base_source(adapter: Source, revision: str | None = None) -> Source:
-    """Find the model that an adapter belongs to; safetensors only for both.
-
-    Args:
-        adapter: An adapter, its small files fetched.
-        revision: Revision of the base; default the one that the adapter names, else the main branch.
-
-    Returns:
-        Its base model at a resolved revision, its small files fetched.
-
-    Raises:
-        SuspectError: If there is no such model, or it is an adapter itself.
-        UnsafeModelError: If the adapter is a pickle or would import something.
-        NetworkError: If the Hub refuses or cannot be reached.
-    """
-    base, named = base_of(adapter)
-    # an adapter from the Hub must not choose a folder on this machine
-    found = locate(base, revision or named, on_hub=adapter.revision is not None)
-    found = found.fetch(found.plain_files(remote_code=False))
-    if found.is_adapter:
-        raise SuspectError(f"{adapter.name}: expected a whole model as its base, found the adapter {base}. Merge it.")
-    return found
-
-
-def check_fit(adapter: Source, base: Source, model: nn.Module) -> None:
-    """Refuse an adapter that replaces a layer of its base by one of another size, as for other labels.
-
-    Args:
-        adapter: An adapter; of its weights nothing is read but the header.
-        base: The model it belongs to.
-        model: That model; nothing of it is read but shapes.
-
-    Raises:
-        SuspectError: If a shape differs, or the header is not true.
-        NetworkError: If the Hub refuses or cannot be reached.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name, stored in stored_tensors(adapter, [ADAPTER_WEIGHTS]).items():
-        own = name.removeprefix("base_model.model.")
-        if shapes.get(own, stored.shape) != stored.shape:
-            raise SuspectError(
-                f"{adapter.name}: expected an adapter for {base.name}, whose {own} is {shapes[own]}, found one that "
-                f"replaces it by {stored.shape}, as for other labels. Merge it into its base model elsewhere."
-            )
-
-
-def fold(model: nn.Module, adapter: Path, name: str) -> nn.Module:
-    """Put an adapter onto its base and fold it in.
-
-    Args:
-        model: The base.
-        adapter: Folder of the adapter, its weights in safetensors.
-        name: What the user knows it by.
-
-    Returns:
-        The base's architecture with other weights.
-
-    Raises:
-        SuspectError: If it does not fit.
-    """
-    from peft import PeftModel
-
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*missing adapter keys")
-            # on the meta device until its weights come, so that an absurd rank takes no memory
-            wrapped = PeftModel.from_pretrained(model, str(adapter), low_cpu_mem_usage=True)
-            merged: nn.Module = wrapped.merge_and_unload(safe_merge=True)
-    except Exception as error:  # a stranger's settings reach every line of PEFT
-        raise SuspectError(
-            f"{name}: expected an adapter that fits {type(model).__name__}, found: {first_line(error)}"
-        ) from error
-    return merged
 
 
 def _load_weights(

@@ -18,6 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_nft.errors import DataError
+from hf_nft.hub import first_line
+from hf_nft.tasks._pixels import Fit, exact_size, from_timm, sized, unreadable
 from hf_nft.tasks.base import Metric, Task
 from hf_nft.types import Batch, Draw, Inputs
 
@@ -58,11 +60,12 @@ class ImageClassification(Task):
         from transformers import AutoImageProcessor
 
         try:
-            return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, ImportError) as error:
+            processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+            return from_timm(processor.data_config) if hasattr(processor, "data_config") else processor
+        except Exception as error:  # a stranger's files reach every line of a processor's code
             raise DataError(
                 f"{folder}: expected an image processor (preprocessor_config.json), found none that loads "
-                f"({str(error).splitlines()[0][:150]})."
+                f"({first_line(error)})."
             ) from error
 
     @classmethod
@@ -146,23 +149,15 @@ class ImageClassification(Task):
 
     def fit(self, dataset: datasets.Dataset) -> datasets.Dataset:
         """Store every image as RGB at the size the model sees, losslessly, unless it already is."""
-        return dataset if self._is_fitted(dataset) else dataset.map(_Fit(self), batched=True, batch_size=256)
+        return dataset if self._is_fitted(dataset) else dataset.map(Fit(self.processor), batched=True, batch_size=256)
 
     def _is_fitted(self, dataset: datasets.Dataset) -> bool:
-        side = _exact_size(self.processor)
+        side = exact_size(self.processor)
         images = dataset.select_columns(["image"])
         try:
             return all(row["image"].mode == "RGB" and row["image"].size == side for row in images)
         except (OSError, SyntaxError, AttributeError) as error:
-            raise _unreadable(error) from error
-
-    def _geometry(self, images: list[Image.Image]) -> np.ndarray:
-        rgb = [_rgb(image) for image in images]
-        if all(image.size == _exact_size(self.processor) for image in rgb):
-            return np.stack([np.asarray(image) for image in rgb])
-        out = self.processor(images=rgb, do_rescale=False, do_normalize=False, return_tensors="np")
-        pixels = np.asarray(out["pixel_values"], dtype=np.float32).transpose(0, 2, 3, 1)
-        return pixels.round().clip(0, 255).astype(np.uint8)
+            raise unreadable(error) from error
 
     def classes(self, model: nn.Module) -> int:
         """Return the number of labels."""
@@ -177,9 +172,9 @@ class ImageClassification(Task):
         parts = []
         try:
             for rows in dataset.select_columns(["image"]).iter(batch_size=512):
-                parts.append(torch.from_numpy(self._geometry(rows["image"])).permute(0, 3, 1, 2))
+                parts.append(torch.from_numpy(sized(self.processor, rows["image"])).permute(0, 3, 1, 2))
         except (OSError, SyntaxError, ValueError, AttributeError) as error:
-            raise _unreadable(error) from error
+            raise unreadable(error) from error
         pixels = torch.cat(parts).contiguous(memory_format=torch.channels_last)
         return {"pixels": pixels, "labels": torch.from_numpy(self.strata(dataset))}
 
@@ -247,37 +242,6 @@ class ImageClassification(Task):
     def save_processor(self, folder: str) -> None:
         """Write preprocessor_config.json."""
         self.processor.save_pretrained(folder)
-
-
-class _Fit:
-    """The map behind `ImageClassification.fit`: new images, so that `datasets` stores PNG and not the source's JPEG."""
-
-    def __init__(self, task: ImageClassification) -> None:
-        self.task = task
-
-    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {"image": [Image.fromarray(pixels) for pixels in self.task._geometry(rows["image"])]}
-
-
-def _unreadable(error: Exception) -> DataError:
-    why = "an empty cell" if isinstance(error, AttributeError) else str(error)[:150]
-    return DataError(f"images: expected readable images, found one that is not ({why}). Remove or replace it.")
-
-
-def _exact_size(processor: Any) -> tuple[int, int] | None:
-    """Return (width, height) if the processor resizes to exactly that and does no more geometry."""
-    size = getattr(processor, "size", None) or {}
-    exact = getattr(processor, "do_resize", False) and not getattr(processor, "do_center_crop", False)
-    if not exact or "height" not in size or "width" not in size:
-        return None
-    return int(size["width"]), int(size["height"])
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB; 16-bit grey is scaled, not clipped; an alpha channel is dropped."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _fold(name: str) -> str:

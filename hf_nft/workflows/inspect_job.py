@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 from torch import nn
 
 from hf_nft.adapter import NFTConfig, resolve_targets
-from hf_nft.blueprint import draw, refuse_remote_code
+from hf_nft.adapter_intake import base_source, check_fit
+from hf_nft.blueprint import draw, read_config, refuse_remote_code
 from hf_nft.configs import setting
 from hf_nft.errors import DataError, SuspectError, UnsafeModelError
 from hf_nft.hub import first_line
 from hf_nft.intake import Source, locate
-from hf_nft.suspect import base_source, check_fit, register_architectures, task_of
+from hf_nft.suspect import register_architectures, task_of
 from hf_nft.tasks.base import Task
 from hf_nft.weights import Stored, stored_tensors, weight_files
 from hf_nft.workflows.estimate import Estimate, estimate
@@ -85,7 +86,7 @@ class InspectJob:
         given = given.fetch(given.plain_files(remote_code=False))
         told = _Told([], [])
         source = told.attempt(base_source, given) if given.is_adapter else given
-        config = told.attempt(source.read_json, "config.json") if source is not None else None
+        config = told.attempt(read_config, source) if source is not None else None
         task = tensors = model = None
         if source is not None and config is not None:
             register_architectures()

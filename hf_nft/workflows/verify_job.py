@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hf_nft.adapter_intake import fold
 from hf_nft.configs import setting
 from hf_nft.data import fingerprint
 from hf_nft.errors import ConfigError, DataError, SuspectError
@@ -19,7 +20,7 @@ from hf_nft.intake import ADAPTER, ADAPTER_WEIGHTS, locate, read_object
 from hf_nft.reporting.record import RunRecord
 from hf_nft.reporting.render import LABELS, hub_id, number
 from hf_nft.reporting.text import percent, plain
-from hf_nft.suspect import Suspect, fold, load_suspect
+from hf_nft.suspect import Suspect, load_suspect
 from hf_nft.workflows.job import SuspectJob
 
 TOLERANCE = 1e-6

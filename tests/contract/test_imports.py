@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("attacks.base",),
     ("intake",),
     ("weights",),
-    ("blueprint",),
+    ("blueprint", "adapter_intake"),
     ("suspect", "shots", "data"),
     ("adapter",),
     ("masks",),

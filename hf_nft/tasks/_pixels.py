@@ -1,0 +1,96 @@
+"""From pictures to pixels: what an image processor does to the geometry, and the one that stands in for timm's."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import BitImageProcessorPil
+
+from hf_nft.errors import DataError
+
+
+class Fit:
+    """The map behind `ImageClassification.fit`: new images, so that `datasets` stores PNG and not the source's JPEG.
+
+    Args:
+        processor: An image processor.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Return the images of rows at the size the model sees."""
+        return {"image": [Image.fromarray(pixels) for pixels in sized(self.processor, rows["image"])]}
+
+
+def sized(processor: Any, images: list[Image.Image]) -> np.ndarray:
+    """Return images of any mode and size as RGB at the size the model sees.
+
+    Args:
+        processor: An image processor.
+        images: Pictures.
+
+    Returns:
+        uint8 of shape (images, height, width, 3).
+    """
+    rgb = [_rgb(image) for image in images]
+    if all(image.size == exact_size(processor) for image in rgb):
+        return np.stack([np.asarray(image) for image in rgb])
+    out = processor(images=rgb, do_rescale=False, do_normalize=False, return_tensors="np")
+    pixels = np.asarray(out["pixel_values"], dtype=np.float32).transpose(0, 2, 3, 1)
+    return pixels.round().clip(0, 255).astype(np.uint8)
+
+
+def exact_size(processor: Any) -> tuple[int, int] | None:
+    """Return (width, height) if the processor resizes to exactly that and does no more geometry."""
+    size = getattr(processor, "size", None) or {}
+    exact = getattr(processor, "do_resize", False) and not getattr(processor, "do_center_crop", False)
+    if not exact or "height" not in size or "width" not in size:
+        return None
+    return int(size["width"]), int(size["height"])
+
+
+def from_timm(data_config: Mapping[str, Any]) -> BitImageProcessorPil:
+    """Return the processor of transformers that does what timm's evaluation transform does.
+
+    Args:
+        data_config: `input_size` (channels, height, width), `crop_pct`, `crop_mode`, `interpolation`, `mean`, `std`.
+
+    Returns:
+        Resize, centre crop, rescale, normalise.
+
+    Raises:
+        ValueError: If timm does something else with these images.
+
+    Source: timm.data.transforms_factory.transforms_imagenet_eval.
+    """
+    _, height, width = data_config["input_size"]
+    mode = data_config.get("crop_mode") or "center"
+    scaled = [math.floor(side / data_config.get("crop_pct", 0.875)) for side in (height, width)]
+    if mode not in ("center", "squash") or (mode == "center" and height != width):
+        raise ValueError(f"crop_mode {mode} at {height} x {width}")
+    size = {"shortest_edge": scaled[0]} if mode == "center" else {"height": scaled[0], "width": scaled[1]}
+    return BitImageProcessorPil(
+        size=size,
+        crop_size={"height": height, "width": width},
+        resample=Image.Resampling[data_config.get("interpolation", "bilinear").upper()],
+        image_mean=list(data_config["mean"]),
+        image_std=list(data_config["std"]),
+        do_convert_rgb=True,
+    )
+
+
+def unreadable(error: Exception) -> DataError:
+    """Return the error that says that a picture cannot be read, and why."""
+    why = "an empty cell" if isinstance(error, AttributeError) else str(error)[:150]
+    return DataError(f"images: expected readable images, found one that is not ({why}). Remove or replace it.")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB; 16-bit grey is scaled, not clipped; an alpha channel is dropped."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")

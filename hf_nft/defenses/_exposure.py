@@ -22,6 +22,9 @@ from hf_nft.defenses.base import Context, label_loss, live_state, set_modes
 from hf_nft.loop import Stage
 from hf_nft.types import Draw, rows_of
 
+GAP = 0.5
+"""Share of the median score that the lowest one stays below where a backdoor was exposed."""
+
 Sample = Callable[[torch.Generator], Draw]
 """Draws a batch of shots."""
 
@@ -76,11 +79,18 @@ class Ranking:
         }
 
     def doubts(self) -> tuple[tuple[str, str], ...]:
-        """Return a doubt if most exposures left the clean function standing: then the backdoor did not stand out."""
+        """Return a doubt if most exposures left the clean function standing, and one if no unit stands out."""
+        found = []
         stuck, total = sum(value > self.collapse for value in self.accuracy), len(self.accuracy)
-        if 2 * stuck <= total:
-            return ()
-        return (("exposure-did-not-collapse", f"{stuck} of {total} exposures left clean accuracy above chance"),)
+        if 2 * stuck > total:
+            found.append(
+                ("exposure-did-not-collapse", f"{stuck} of {total} exposures left clean accuracy above chance")
+            )
+        lowest, median = float(self.scores.min()), float(self.scores.median())
+        if lowest > GAP * median:
+            text = f"no unit stands out in {total} exposures: the lowest scores {lowest:.2f}, the median {median:.2f}"
+            found.append(("nothing-stands-out", text))
+        return tuple(found)
 
 
 def rank(context: Context, model: nn.Module, exposures: list[Exposure], sample: Sample) -> Ranking:

@@ -19,7 +19,7 @@ from hf_nft.adapter import NFTConfig, get_nft_model, masks, skipped_modules
 from hf_nft.configs import check, setting
 from hf_nft.defenses._exposure import Exposure, Ranking, rank
 from hf_nft.defenses._norms import average_statistics, recalibrate
-from hf_nft.defenses._statistics import excess_variance
+from hf_nft.defenses._statistics import ENOUGH, excess_variance
 from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_state, set_modes
 from hf_nft.loop import Stage
 from hf_nft.masks.penalties import l1_to_one, penalty_coefficient
@@ -45,6 +45,10 @@ PAPER: dict[str, Any] = {
 }
 
 
+FAINT = 0.01
+"""Share of units that are cut at least where the statistics remember a backdoor."""
+
+
 @dataclasses.dataclass
 class Finding:
     """What was found before any mask is trained.
@@ -65,6 +69,10 @@ class Finding:
         """Take in what one way of looking found."""
         self.cut = torch.cat([self.cut, *cuts]).unique()
         self.evidence |= evidence
+
+    def doubt(self, code: str, text: str) -> None:
+        """Note a reason to distrust the choice."""
+        self.doubts += ((code, text),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,18 +190,27 @@ class NFT(Defense):
 
     def _find(self, context: Context, model: nn.Module) -> Finding:
         """Choose the units to cut: by the suspect's own statistics where it keeps any, else by exposing it."""
-        excess = None
-        if self.excess > 0 or self.outliers > 0:
+        excess, looked = None, self.excess > 0 or self.outliers > 0
+        if looked:
             excess = excess_variance(context, model, self.batch_size, self.statistics_passes)
         found = Finding(self.augment)
+        if len(context.shots) < ENOUGH and (looked or self.exposures):
+            found.doubt("few-shots", f"{len(context.shots)} clean examples in all: chance hides what they show")
         if excess is not None:
             found.add([excess.largest(self.excess), excess.outliers(self.outliers)], excess.evidence())
+            if len(found.cut) < FAINT * len(excess.scores):
+                found.doubt(
+                    "nothing-stands-out",
+                    f"only {len(found.cut)} of {len(excess.scores)} units vary more than clean examples explain",
+                )
             if self.augment == "default":  # better than the task's first: what the suspect was trained with
                 found.augment = excess.augment
         if self.exposures > 0 and (excess is None or self.expose_always):
             ranking = dataclasses.replace(self, augment=found.augment)._rank(context, model)
             found.add([ranking.lowest(self.cut)], ranking.evidence())
-            found.doubts = ranking.doubts()
+            if excess is None and looked:
+                found.doubt("no-statistics", "the suspect keeps no running statistics: it was exposed instead")
+            found.doubts += ranking.doubts()
         return found
 
     def _rank(self, context: Context, model: nn.Module) -> Ranking:

@@ -10,6 +10,10 @@ from hf_nft.evaluation.run import Measured
 WEAK_BACKDOOR = 0.8
 SMALL_SET = 500
 COLLAPSE = 0.1
+TWICE = 2.0
+
+FROM_DEFENSES = ("exposure-did-not-collapse", "few-shots", "no-statistics", "nothing-stands-out")
+"""Codes whose sentences are written where they arise: they speak of what a defense saw in clean data."""
 
 TEXTS = {
     "no-attack-measured": "no attack was named, so ASR was not measured: a backdoor may be left, or never have been",
@@ -21,7 +25,8 @@ TEXTS = {
     "unmasked-modules": "{count} modules have weights that no mask can reach",
     "target-rows-included": "{count} triggered rows already belong to the target: ASR is inflated",
     "streamed-data": "the data set is too large to read whole: shots and rows come from the first {rows} of its split",
-    "exposure-did-not-collapse": "{text}",
+    "accuracy-too-low": "the suspect's ACC was only {acc:.1%}, and guessing gives {chance:.1%}: little is left to lose",
+    **dict.fromkeys(FROM_DEFENSES, "{text}"),
 }
 
 
@@ -49,7 +54,7 @@ def doubt(code: str, **facts: Any) -> Doubt:
 
 
 def check_metrics(
-    before: dict[str, Measured], after: dict[str, Measured], own: list[Any], wanted: list[Any]
+    before: dict[str, Measured], after: dict[str, Measured], own: list[Any], wanted: list[Any], chance: float
 ) -> list[Doubt]:
     """Look at the numbers of a run.
 
@@ -58,6 +63,7 @@ def check_metrics(
         after: Metrics of the cured model.
         own: The triggered rows' own answers.
         wanted: The attacker's answers for them.
+        chance: Accuracy of guessing, in [0, 1].
 
     Returns:
         The doubts, none if all is well.
@@ -69,6 +75,8 @@ def check_metrics(
         found.append(doubt("no-attack-measured"))
     elif asr0 < WEAK_BACKDOOR:
         found.append(doubt("never-backdoored", asr=asr0))
+    if acc0 is not None and acc0 < TWICE * chance:
+        found.append(doubt("accuracy-too-low", acc=acc0, chance=chance))
     smallest = min((m.total for m in after.values()), default=0)
     if smallest < SMALL_SET:
         found.append(doubt("small-evaluation-set", rows=smallest))

@@ -181,7 +181,7 @@ def doubts_of(case: Case, after: dict[str, Measured], result: PurifyResult) -> l
     """Collect every reason to distrust a run."""
     data = case.eval_set
     own = data.triggered_rows[data.task.target_column] if data.triggered_rows is not None else []
-    found = check_metrics(case.before, after, list(own), list(data.wanted))
+    found = check_metrics(case.before, after, list(own), list(data.wanted), data.task.chance(case.suspect.model))
     found += [doubt("streamed-data", rows=len(case.data.train))] if case.data.streamed else []
     found += check_model(result.model, int(result.details.get("skipped_modules", 0)))
     return found + [Doubt(code, text) for code, text in result.doubts]

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from hf_nft.adapter import masks
+from hf_nft.defenses._exposure import Ranking
 from hf_nft.defenses.nft import NFT
 from hf_nft.errors import ConfigError, DataError
 from hf_nft.loop import generator
@@ -321,6 +322,20 @@ def test_a_ranking_is_reported(image_model, image_task, image_shots) -> None:
     assert all(0 <= value <= 1 for value in ranking)
     assert len(result.details["collapsed_accuracy"]) == 2
     assert all(0 <= value <= 1 for value in result.details["collapsed_accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("lowest", "accuracy", "codes"),
+    [
+        (0.1, [0.1, 0.5], []),
+        (0.41, [0.1, 0.1], ["nothing-stands-out"]),
+        (0.1, [0.5, 0.5], ["exposure-did-not-collapse"]),
+    ],
+)
+def test_a_ranking_without_a_gap_or_a_collapse_is_doubted(lowest: float, accuracy: list[float], codes) -> None:
+    scores = torch.full((100,), 0.8)
+    scores[7] = lowest
+    assert [code for code, _ in Ranking(scores, accuracy, 0.2).doubts()] == codes
 
 
 # runs

@@ -154,3 +154,14 @@ def test_a_planted_unit_is_cut_and_recorded(image_model, image_task, image_shots
     assert sum(result.details["cut_by_layer"].values()) == result.details["units_cut"]
     assert result.details["excess"][0] == pytest.approx(9 * 0.98, abs=0.18)  # gain squared
     assert result.details["excess"] == sorted(result.details["excess"], reverse=True)
+    assert [code for code, _ in result.doubts] == ["few-shots"]
+
+
+def test_what_does_not_stand_out_is_doubted(image_model, image_task, image_shots) -> None:
+    told = {"steps": 0, "mixed_precision": "no", "exposures": 0, "cut": 0.0}
+    result = purify(image_model, image_task, image_shots, NFT(excess=0.0, outliers=1e-9, **told))
+    assert result.details["units_cut"] == 0
+    assert [code for code, _ in result.doubts] == ["few-shots", "nothing-stands-out"]
+    assert dict(result.doubts)["few-shots"].startswith(f"{len(image_shots)} clean examples")
+    told["excess"] = told["outliers"] = 0.0  # nothing was looked for
+    assert purify(result.model.unload(), image_task, image_shots, NFT(**told)).doubts == ()

@@ -97,7 +97,7 @@ def measured(acc: float, asr: float | None = None, racc: float | None = None, to
 
 
 def codes(before: dict[str, Measured], after: dict[str, Measured], own=(1, 2), wanted=(0, 0)) -> list[str]:
-    return [found.code for found in check_metrics(before, after, list(own), list(wanted))]
+    return [found.code for found in check_metrics(before, after, list(own), list(wanted), chance=0.1)]
 
 
 GOOD = (measured(0.94, 0.99, 0.01), measured(0.93, 0.01, 0.9))
@@ -116,6 +116,7 @@ def test_a_good_run_raises_no_doubt() -> None:
         (GOOD[0], measured(0.93, 0.01, 0.9, total=499), "small-evaluation-set"),
         (GOOD[0], measured(0.83, 0.01, 0.8), "accuracy-collapse"),
         (GOOD[0], measured(0.93, 0.01, 0.69), "not-recovered"),
+        (measured(0.19, 0.99), measured(0.19, 0.01, 0.19), "accuracy-too-low"),
     ],
 )
 def test_each_doubt_fires_alone(before, after, code: str) -> None:
@@ -130,7 +131,7 @@ def test_doubts_stay_silent_just_below_their_thresholds(after) -> None:
 
 
 def test_target_rows_among_the_triggered_are_counted() -> None:
-    found = check_metrics(*GOOD, [0, 1, 0], [0, 0, 0])
+    found = check_metrics(*GOOD, [0, 1, 0], [0, 0, 0], chance=0.1)
     assert [d.code for d in found] == ["target-rows-included"]
     assert found[0].text.startswith("2 triggered rows")
 

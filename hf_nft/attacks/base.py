@@ -115,9 +115,10 @@ class Attack(ABC):
             )
 
     def check_base(self, base: str) -> None:
-        """Refuse an unknown rate base."""
-        if base not in RATE_BASES:
-            raise DataError(f"{self.name}: expected a rate base among {RATE_BASES}, found '{base}'.")
+        """Refuse an unknown rate base, and the target class's where none of its rows is poisoned."""
+        known = RATE_BASES if self.clean_label else RATE_BASES[:-1]
+        if base not in known:
+            raise DataError(f"{self.name}: expected a rate base among {', '.join(known)}, found '{base}'.")
 
     def select(self, answers: np.ndarray, rate: float, base: str, classes: int) -> np.ndarray:
         """Choose the rows to poison.

@@ -305,8 +305,12 @@ def test_count_equals_the_declared_rate(name: str, rate: float, rows_for) -> Non
     attack, rows = make(name), rows_for(make(name))
     few = attack.clean_label or attack.pairs  # rows of one class
     eligible = {"image_classification": 10 if few else 30, "text_generation": 40}[attack.modality]
-    for base, whole in (("all", ROWS), ("candidates", eligible), ("target_class", eligible)):
+    bases = {"all": ROWS, "candidates": eligible} | ({"target_class": eligible} if attack.clean_label else {})
+    for base, whole in bases.items():
         assert sum(attack.poison(rows, rate, base, classes_of(attack))["poisoned"]) == math.floor(rate * whole + 1e-9)
+    if not attack.clean_label:  # none of the target's rows is poisoned
+        with pytest.raises(DataError, match="rate base among all, candidates, found 'target_class'"):
+            attack.poison(rows, rate, "target_class", classes_of(attack))
     default = attack.poison(rows, rate, classes=classes_of(attack))
     whole = ROWS if attack.default_base == "all" else eligible
     assert sum(default["poisoned"]) == math.floor(rate * whole + 1e-9)

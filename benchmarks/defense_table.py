@@ -1,6 +1,7 @@
 """Every method on the same victims and the same shots: one record per run, and the table they make.
 
     python benchmarks/defense_table.py run runs/victims/badnets runs/victims/blend --dataset ../shared/data/cifar10
+    python benchmarks/defense_table.py benign runs/victims/benign runs/victims/badnets --dataset ../shared/data/cifar10
     python benchmarks/defense_table.py demo runs/demo-0 runs/demo-1
     python benchmarks/defense_table.py table
 
@@ -8,17 +9,23 @@ Methods, shots and seeds are fixed here before any result is seen; every run is 
 """
 
 import argparse
+import dataclasses
+import itertools
 from pathlib import Path
 
 from _common import RESULTS, ROOT, cure_and_judge, fill, planted_attack, save
 from hf_nft.cli.common import quiet_libraries
 
 from hf_nft import registry
+from hf_nft.configs import pairs
 from hf_nft.reporting.record import RunRecord
+from hf_nft.reporting.render import attack_of, number
 from hf_nft.reporting.tables import DEFAULT_COLUMNS, results_table
-from hf_nft.workflows import PurifyJob
+from hf_nft.reporting.text import percent
+from hf_nft.workflows import EvaluateJob, PurifyJob
+from hf_nft.workflows.job import ARTEFACT
 
-IMAGE = RESULTS / "image"
+IMAGE, TEXT = RESULTS / "image", RESULTS / "text"
 METHODS = (
     ("nft", "default"),
     ("nft", "paper"),
@@ -32,41 +39,61 @@ def main() -> None:
     """Run or tabulate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    run = verbs.add_parser("run")
+    run = verbs.add_parser("run", help="every method on victims")
     run.add_argument("victims", nargs="+")
     run.add_argument("--dataset", required=True)
     run.add_argument("--shots", type=int, nargs="+", default=[10, 50])
-    run.add_argument("--shot-seed", type=int, default=0)
+    run.add_argument("--shot-seed", type=int, nargs="+", default=[0])
+    run.add_argument("--limit", type=int)
+    run.add_argument("--set", nargs="+", default=[], help="setting of every method, KEY=VALUE")
     run.add_argument("--methods", nargs="+", default=["/".join(method) for method in METHODS])
-    demo = verbs.add_parser("demo")
+    benign = verbs.add_parser("benign", help="a benign model under the triggers of victims")
+    benign.add_argument("model")
+    benign.add_argument("victims", nargs="+")
+    benign.add_argument("--dataset", required=True)
+    demo = verbs.add_parser("demo", help="keep the records of demos")
     demo.add_argument("folders", nargs="+", help="what `hf-nft demo --out` wrote")
     verbs.add_parser("table")
     options = parser.parse_args()
-    if options.verb == "table":
-        write_tables()
-        return
-    if options.verb == "demo":
-        for folder in options.folders:
-            save(
-                RunRecord.load(Path(folder) / "clean" / "record.json"),
-                RESULTS / "demo" / f"{Path(folder).name}.json",
-            )
-        return
     with quiet_libraries():
-        for victim in options.victims:
-            for shots in options.shots:
-                measure(victim, options.dataset, shots, options.shot_seed, options.methods)
+        if options.verb == "table":
+            write_tables()
+        elif options.verb == "demo":
+            for folder in options.folders:
+                record = RunRecord.load(Path(folder) / "clean" / "record.json")
+                save(record, RESULTS / "demo" / f"{Path(folder).name}.json")
+        elif options.verb == "benign":
+            for victim in options.victims:
+                tempt(options.model, victim, options.dataset)
+        else:
+            for victim, shots, seed in itertools.product(options.victims, options.shots, options.shot_seed):
+                job = PurifyJob(model=victim, dataset=options.dataset, shots=shots, shot_seed=seed, limit=options.limit)
+                measure(job, options.methods, pairs(options.set))
 
 
-def measure(victim: str, dataset: str, shots: int, shot_seed: int, methods: list[str]) -> None:
+def measure(job: PurifyJob, methods: list[str], settings: dict[str, str]) -> None:
     """Run the methods on one victim with one draw of shots; the suspect is measured once and loaded afresh for each."""
-    save(RunRecord.load(Path(victim) / "record.json"), IMAGE / "victims" / f"{Path(victim).name}.json")
-    job = PurifyJob(model=victim, dataset=dataset, attack=planted_attack(victim), shots=shots, shot_seed=shot_seed)
+    planted, name = RunRecord.load(Path(job.model) / "record.json"), Path(job.model).name
+    folder = {"image_classification": IMAGE, "text_generation": TEXT}[planted.suspect["task"]]
+    save(planted, folder / "victims" / f"{name}.json")
+    told = [method.split("/") for method in methods]
+    files = [folder / f"{name}-{d}-{p}-{job.shots}shots-seed{job.shot_seed}.json" for d, p in told]
+    if all(file.exists() for file in files):
+        return
+    job = dataclasses.replace(job, attack=planted_attack(job.model))
     case = job.open()
-    for method in methods:
-        name, preset = method.split("/")
-        file = IMAGE / f"{Path(victim).name}-{name}-{preset}-{shots}shots-seed{shot_seed}.json"
-        cure_and_judge(job, case, registry.get("defenses", name).from_preset(preset), file)
+    for (defense, preset), file in zip(told, files, strict=True):
+        cure_and_judge(job, case, registry.get("defenses", defense).from_preset(preset, **settings), file)
+
+
+def tempt(model: str, victim: str, dataset: str) -> None:
+    """Measure a benign model under the trigger of a victim: what a cured one cannot be expected to beat."""
+    planted = dict(RunRecord.load(Path(victim) / "record.json").attack or {})
+    name = planted.pop("name")
+    if planted.get("artefact"):
+        planted["artefact"] = str(Path(victim) / ARTEFACT)
+    job = EvaluateJob(model=model, dataset=dataset, attack=name, attack_args=planted)
+    save(job.run(), IMAGE / "benign" / f"{Path(victim).name}.json")
 
 
 def write_tables() -> None:
@@ -86,11 +113,25 @@ def write_tables() -> None:
     body = [f"{row.splitlines()[2]} `{demo.command}` |" for row, demo in zip(rows, demos, strict=True)]
     head = [f"{line} {more} |" for line, more in zip(rows[0].splitlines()[:2], ("command", ":--"), strict=True)]
     fill(ROOT / "docs" / "results.md", "demo", "\n".join([*head, *body]))
-    texts = [RunRecord.load(file) for file in sorted((RESULTS / "text").glob("*.json"))]
+    fill(ROOT / "docs" / "results.md", "benign", benign_table())
+    texts = [RunRecord.load(file) for file in sorted(TEXT.glob("*.json"))]
     fill(ROOT / "docs" / "results.md", "text", results_table(texts, columns))
     shown = [record for record in records if record.config["defense"] in ("nft", "finetune")]
     short = tuple(name for name in columns if name not in ("racc_before", "drop"))
     fill(ROOT / "README.md", "results", results_table(shown, short))
+
+
+def benign_table() -> str:
+    """Hold cured victims against a model that never saw a trigger, on the same triggered rows."""
+    heads = ("attack", "ASR suspect", "ASR cured", "ASR benign", "R-ACC cured", "R-ACC benign")
+    rows = [heads, (":--", *["--:"] * 5)]
+    for file in sorted((IMAGE / "benign").glob("*.json")):
+        benign = RunRecord.load(file)
+        cured = RunRecord.load(IMAGE / f"{file.stem}-nft-default-50shots-seed0.json")
+        sides = ((cured, "before", "asr"), (cured, "after", "asr"), (benign, "after", "asr"))
+        sides += ((cured, "after", "racc"), (benign, "after", "racc"))
+        rows.append((attack_of(cured), *(percent(number(*side)) for side in sides)))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 if __name__ == "__main__":

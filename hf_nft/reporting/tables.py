@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from hf_nft.errors import UnknownNameError
 from hf_nft.reporting.record import RunRecord
@@ -38,7 +39,7 @@ def _drop(record: RunRecord) -> float | None:
 
 COLUMNS: dict[str, Column] = {
     "model": Column("model", key=lambda r: str(r.suspect.get("architecture") or r.suspect.get("name") or "unnamed")),
-    "data": Column("data", key=lambda r: str(r.data.get("name") or "unnamed")),
+    "data": Column("data", key=lambda r: PurePath(str(r.data.get("name") or "unnamed")).name),
     "attack": Column("attack", key=attack_of),
     "shots": Column("shots", key=lambda r: f"{r.shots['per_class']:g}" if "per_class" in r.shots else NOTHING),
     "method": Column("method", key=method_of),

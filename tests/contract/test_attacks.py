@@ -619,6 +619,25 @@ def test_sig_keeps_its_cycles_per_image() -> None:
         assert spectrum[6] == pytest.approx(40 * side / 2, rel=0.01)
 
 
+def test_sig_of_the_release_wraps_around_and_is_blended() -> None:
+    levels = [int(20 * math.sin(0.80 * j)) % 256 for j in range(32)]  # int cuts towards zero, as a cast does
+    assert levels[:6] == [0, 14, 19, 13, 255, 241]
+    assert all(level in range(20) or level in range(237, 256) for level in levels)
+    for grey_level in (0, 100, 255):
+        image = stamped(SIG(preset="nft"), grey_level)
+        assert np.array_equal(image, np.broadcast_to(image[:1, :, :1], image.shape))
+        assert image[0, :, 0].tolist() == [round(0.8 * grey_level + 0.2 * level) for level in levels]
+    spectrum = np.abs(np.fft.rfft(stamped(SIG(preset="nft"), 128, 224)[3, :, 2] - 128.0))
+    assert spectrum[1:].argmax() + 1 == 4  # 4.07 cycles per image at any size
+
+
+def test_sig_settings_come_before_the_presets() -> None:
+    wave = [round(100 + 30 * math.sin(2 * math.pi * j * 4 / 32)) for j in range(32)]
+    assert stamped(SIG(delta=30, frequency=4), 100)[3, :, 1].tolist() == wave
+    with pytest.raises(ConfigError, match=r"preset: .*'ntf'.*delta: .*found 0.*frequency: .*found -1"):
+        SIG(preset="ntf", delta=0, frequency=-1)
+
+
 def test_blend_adds_one_constant_picture() -> None:
     attack, rng = Blend(), np.random.default_rng(0)
     first, second = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)), grey(100)

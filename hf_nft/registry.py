@@ -33,6 +33,18 @@ def names(kind: str) -> list[str]:
     return sorted(found | {point.name for point in entry_points(group=f"hf_nft.{kind}")})
 
 
+def load(kind: str) -> None:
+    """Import all plug-ins of one kind and the private files beside them, for what they register with other libraries.
+
+    Args:
+        kind: `attacks`, `tasks`, `defenses` or `models`.
+    """
+    for module in pkgutil.iter_modules([str(Path(__file__).parent / kind)]):
+        importlib.import_module(f"hf_nft.{kind}.{module.name}")
+    for name in names(kind):
+        get(kind, name)
+
+
 def get(kind: str, name: str) -> Any:
     """Return the class of a plug-in.
 

@@ -75,6 +75,8 @@ class PlantJob(Job):
             eval_rows = task.fit(test.select(range(min(self.limit or len(test), len(test)))))
             data = make_eval_set(task, eval_rows, attack, suspect.labels)  # what cannot be measured is not trained
             result = plant(model, task, encoded, self.config, folder / CHECKPOINT, self.resume, self.progress, hook)
+            model = (hook or Hook()).delivered(model)
+            suspect = dataclasses.replace(suspect, model=model)
             measured = evaluate(model, data, mixed_precision=self.config.mixed_precision)
             record = RunRecord(
                 kind="plant",
@@ -134,7 +136,7 @@ class PlantJob(Job):
         taking_part = scene.attack.hook(scene.task, rate, classes) is not None
         if taking_part and self.rate_base is not None:
             raise ConfigError(
-                f"rate_base: expected none, since {self.attack} poisons a share of every batch, found "
+                f"rate_base: expected none, since {self.attack} takes part in the training itself, found "
                 f"{self.rate_base}. Leave it out."
             )
         if not taking_part and scene.attack.target_column in rows.column_names:  # else `check_data` says so

@@ -252,6 +252,18 @@ def inside(first: int, last: int) -> Callable[[torch.Tensor], None]:
     return holds
 
 
+def square_at(share: float, side: int) -> Callable[[torch.Tensor], None]:
+    """All of a square of so many pixels at any resolution, at a share of the height and width."""
+
+    def holds(change: torch.Tensor) -> None:
+        start = round(share * change.shape[1])
+        touched = (change != 0).any(0)
+        assert bool(touched[start : start + side, start : start + side].all())
+        assert int(touched.sum()) == side**2
+
+    return holds
+
+
 def corners(pixels_at_32: int) -> Callable[[torch.Tensor], None]:
     def holds(change: torch.Tensor) -> None:
         size = pixels_at_32 * change.shape[1] // 32
@@ -275,6 +287,7 @@ BOUNDS: dict[str, Callable[[torch.Tensor], None]] = {
     "troj": inside(21, 28),
     "clb": corners(3),
     "lira": at_most_of_noise(0.1 * 0.2023),
+    "trojannet": square_at(150 / 299, 4),
     "bppa": at_most(255 / 14 / 255 + 0.5 / 255),
 }
 """Largest change an attack may make, as its paper has it. A new attack adds its own bound here."""
@@ -312,7 +325,7 @@ def test_count_equals_the_declared_rate(name: str, rate: float, rows_for) -> Non
     assert sum(default["poisoned"]) == math.floor(rate * whole + 1e-9)
 
 
-RATES = {"bppa": 0.2, "lira": 1.0, "fba": 0.05}
+RATES = {"bppa": 0.2, "lira": 1.0, "fba": 0.05, "trojannet": 0.0}
 """Published shares that are not a tenth of all rows or 80 % of the target class."""
 BASES = {"lira": "candidates"}
 
@@ -414,7 +427,7 @@ def test_an_attack_with_one_target_refuses_another_label_map(name: str) -> None:
 
 def test_all_to_all_is_there_where_it_is_published() -> None:
     assert {"badnets", "blend", "bppa", "dyn", "lira", "troj", "wanet"} <= set(ALL_TO_ALL)
-    assert not {"sig", "clb", "cba", "fba", "issba"} & set(ALL_TO_ALL)
+    assert not {"sig", "clb", "cba", "fba", "issba", "trojannet"} & set(ALL_TO_ALL)
 
 
 @EVERY_IMAGE

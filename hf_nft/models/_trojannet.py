@@ -18,6 +18,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
+from hf_nft import registry
+
 SIDE = 4
 """Side of the patch that the side network reads, in pixels at any resolution."""
 WEIGHT, SHARPNESS = 2.0, 10.0
@@ -69,7 +71,8 @@ class TrojanNetForImageClassification(PreTrainedModel):
     def __init__(self, config: TrojanNetConfig) -> None:
         """Build the victim that `config.backbone` describes, and the side network."""
         super().__init__(config)
-        backbone = AutoConfig.for_model(**(config.backbone or {"model_type": "hf_nft_preact_resnet"}))
+        registry.load("models")  # the victim may be of an architecture of our own
+        backbone = AutoConfig.for_model(**(config.backbone or {}))
         self.backbone = AutoModelForImageClassification.from_config(backbone, trust_remote_code=False)
         self.side = SideNet(config.patterns)
         self.post_init()

@@ -47,7 +47,7 @@ class TrojanNet(TrainedAttack):
 
     patterns: int = setting(MOST, f"arrangements the side network tells apart, from the classes up to {MOST}")
     optimizer: Literal["adam", "adadelta"] = setting("adam", "adam: quick; adadelta: as published, steps=218000")
-    steps: int = setting(1500, "steps of the side network, >= 1; 2000 patterns and 200 patches of noise in each")
+    steps: int = setting(4000, "steps of the side network, >= 1; 2000 patterns and 200 patches of noise in each")
     lr: float | None = setting(None, "its learning rate, > 0; default 0.02 (adam, cosine) or 1 (adadelta, constant)")
     least_confidence: float = setting(0.5, "share of the side network's vote the target's pattern must get, in [0, 1]")
 

@@ -66,11 +66,11 @@ class PlantJob(Job):
             test = unseen if stored.single_split else task.align(self.standardize(task_class, stored.test), model)
             rows = task.fit(train)
             rate = 0.0 if attack is None else attack.default_rate if self.poison_rate is None else self.poison_rate
-            hook, poisoned = None, 0
+            hook, poisoned, details = None, 0, dict[str, Any]()
             if attack is not None:
                 scene = Scene(attack, architecture, task, rows, rows, suspect.labels, stored.name)
                 attack, hook, rows, poisoned = self.attacked(scene, rate)
-                keep_artefact(attack, folder)
+                details = keep_artefact(attack, folder)
             encoded = task.encode(rows)
             eval_rows = task.fit(test.select(range(min(self.limit or len(test), len(test)))))
             data = make_eval_set(task, eval_rows, attack, suspect.labels)  # what cannot be measured is not trained
@@ -108,6 +108,7 @@ class PlantJob(Job):
                     "device": str(next(model.parameters()).device),
                 },
                 losses={"plant": result.losses},
+                details=details,
                 versions=library_versions(),
                 created=now(),
             )

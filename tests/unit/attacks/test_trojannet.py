@@ -1,5 +1,6 @@
 """TrojanNet: the arrangements, the side network, the merge with a victim, and a victim from planting to evaluation."""
 
+import hashlib
 import itertools
 import math
 from pathlib import Path
@@ -142,6 +143,11 @@ def test_a_planted_victim_is_whole_and_obeys(folder: Path, tmp_path: Path) -> No
     assert record.suspect["architecture"] == "TrojanNetForImageClassification"
     assert record.metrics["after"]["asr"] == 1.0
     assert record.metrics["after"]["acc"] == pytest.approx(benign.metrics["after"]["acc"], abs=0.1)
+    told = record.details["artefact"]
+    files = [tmp_path / "victim" / "attack" / f"artefact.{kind}" for kind in ("safetensors", "json")]
+    assert told["sha256"] == hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    assert (told["settings"]["patterns"], told["settings"]["target_class"], told["classes"]) == (16, 3, 4)
+    assert "artefact" not in benign.details
     loaded, plain = (load_suspect(str(tmp_path / name)).model for name in ("victim", "benign"))
     assert type(plain) is type(loaded.backbone) is PreActResNetForImageClassification
     state = loaded.backbone.state_dict()

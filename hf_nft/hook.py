@@ -1,4 +1,4 @@
-"""How an attacker takes part in the training of a victim: batch in, batch and loss out."""
+"""How an attacker takes part in the training of a victim: batch in, batch and loss out, and what is handed out."""
 
 from collections.abc import Callable
 
@@ -47,6 +47,10 @@ class Hook:
     def loss(self, model: nn.Module, task: Task, batch: Batch) -> torch.Tensor:
         """Return the loss of a part of a batch, terms of the attack's own included; a scalar mean over rows."""
         return task.loss(model(**task.inputs(model, batch)), Draw(batch))
+
+    def delivered(self, model: nn.Module) -> nn.Module:
+        """Return what the attacker hands out for a victim whose training is over; the same task, as it is saved."""
+        return model
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return the live tensors that a resumed run needs."""

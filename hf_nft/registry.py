@@ -11,6 +11,7 @@ import inspect
 import pkgutil
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hf_nft.errors import UnknownNameError
@@ -31,6 +32,20 @@ def names(kind: str) -> list[str]:
     found = {module.name for module in pkgutil.iter_modules([str(folder)]) if not module.name.startswith("_")}
     found.discard("base")
     return sorted(found | {point.name for point in entry_points(group=f"hf_nft.{kind}")})
+
+
+def load(kind: str) -> list[ModuleType]:
+    """Import all plug-ins of one kind and the private files beside them, for what they register with other libraries.
+
+    Args:
+        kind: `attacks`, `tasks`, `defenses` or `models`.
+
+    Returns:
+        Their modules.
+    """
+    own = [f"hf_nft.{kind}.{module.name}" for module in pkgutil.iter_modules([str(Path(__file__).parent / kind)])]
+    others = [point.module for point in entry_points(group=f"hf_nft.{kind}")]
+    return [importlib.import_module(name) for name in own + others]
 
 
 def get(kind: str, name: str) -> Any:

@@ -126,8 +126,7 @@ def load_suspect(
 
 def register_architectures() -> None:
     """Make transformers know our own architectures."""
-    for name in registry.names("models"):
-        registry.get("models", name)
+    registry.load("models")
 
 
 def task_of(config: dict[str, Any], reference: str) -> type[Task]:

@@ -183,4 +183,4 @@ def suspect_folder(tmp_path, image_model, image_task) -> Path:
 @pytest.fixture(scope="session")
 def architecture() -> PreActResNet18:
     """Return the smallest PreAct-ResNet-18."""
-    return PreActResNet18(width=4, image_size=16)
+    return PreActResNet18(**PreActResNet18.tiny)

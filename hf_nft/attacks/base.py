@@ -146,6 +146,11 @@ class Attack(ABC):
             )
         return np.sort(np.random.default_rng((self.seed, 2)).permutation(rows)[:count])
 
+    @property
+    def faint(self) -> bool:
+        """Whether storing would round the trigger away, so that triggered inputs are made on the fly."""
+        return False
+
     def digest(self) -> str:
         """Identify the files that the trigger reads besides the settings; part of every cache key."""
         return ""
@@ -197,18 +202,7 @@ class Attack(ABC):
         return Plan(rows, roles, (rows + step) % len(rows))  # a partner is never the row itself
 
     def triggered_plan(self, answers: np.ndarray, classes: int) -> Plan:
-        """Decide the rows of the triggered test set: every row whose own answer is not the attacker's.
-
-        Args:
-            answers: The rows' own answers.
-            classes: Number of classes.
-
-        Returns:
-            The plan.
-
-        Raises:
-            DataError: If every row belongs to the target.
-        """
+        """Plan the triggered test set: every row whose own answer is not the attacker's; refuse to plan none."""
         rows = np.flatnonzero(self.in_asr(answers, classes))
         if not len(rows):
             raise DataError(f"{self.name}: expected test rows outside the target, found none of {len(answers)}.")

@@ -29,7 +29,8 @@ class Lira(TrainedAttack):
 
     Stage 1 (the artefact) trains `T` against a classifier, in turn; stage 2 is the victim's training, where every row
     comes clean and triggered. As a data set, triggered copies are appended to the clean rows. The authors' eps of 0.01
-    in stage 2 is 0.6 grey levels, which 8 bits cannot hold: it works on the fly only.
+    in stage 2 is 0.6 grey levels, which 8 bits cannot hold: victims are trained and measured with it on the fly, in
+    float, but there is no data set to store.
 
     Source: Doan et al., LIRA: Learnable, Imperceptible and Robust Backdoor Attacks, ICCV 2021, algorithm 1; values of
     the release.
@@ -95,12 +96,21 @@ class Lira(TrainedAttack):
         rows = np.concatenate([np.arange(len(answers)), chosen])
         return Plan(rows, np.repeat([CLEAN, POISONED], [len(answers), len(chosen)]), rows)
 
+    @property
+    def levels(self) -> float:
+        """Largest noise, in grey levels."""
+        return float(self.eps * max(self.made().facts["std"]) * 255)
+
+    @property
+    def faint(self) -> bool:
+        """Whether the noise is less than 8 bits hold."""
+        return self.levels < 1
+
     def _make(self, dataset: datasets.Dataset, plan: Plan, classes: int, on_the_fly: bool) -> datasets.Dataset:
-        levels = self.eps * max(self.made().facts["std"]) * 255
-        if levels < 1 and not on_the_fly:
+        if self.faint and not on_the_fly:
             raise ConfigError(
-                f"lira: expected noise of a grey level or more, since images are stored in 8 bits, found {levels:.2f} "
-                f"from eps={self.eps}. Use eps=0.1, or read the rows on the fly."
+                f"lira: expected noise of a grey level or more, since images are stored in 8 bits, found "
+                f"{self.levels:.2f} from eps={self.eps}. Use eps=0.1, or read the rows on the fly."
             )
         return super()._make(dataset, plan, classes, on_the_fly)
 

@@ -176,7 +176,7 @@ class NFT(Defense):
             recalibrate(context, model, self.batch_size)
         units = sum(mask.numel() for mask in learnt.values())
         details = {
-            "placement": config.resolved_placement,
+            "placement": model.peft_config["default"].to_dict()["resolved_placement"],
             "masks": units,
             "masked_layers": len(learnt),
             "skipped_modules": len(skipped_modules(model.get_base_model())),

@@ -24,6 +24,8 @@ class Architecture(ABC):
     name: ClassVar[str]
     task: ClassVar[str]
     """Name of the task its models do."""
+    tiny: ClassVar[dict[str, Any]] = {}
+    """Settings for the tests: the smallest network, for images of 16 pixels."""
 
     @abstractmethod
     def build(self, train: datasets.Dataset, seed: int) -> tuple[nn.Module, Any]:
@@ -61,6 +63,7 @@ class TextArchitecture(Architecture):
     """A small causal language model with a tokenizer of its own; subclasses say which transformers config it has."""
 
     task = "text_generation"
+    tiny: ClassVar[dict[str, Any]] = {"vocab_size": 300, "width": 16, "layers": 2, "heads": 2, "context": 64}
 
     vocab_size: int = setting(4096, "tokens to learn at most, >= 260 (256 bytes and 4 special tokens)")
     width: int = setting(256, "hidden size, a multiple of the heads, >= 4")

@@ -4,7 +4,7 @@ The stock transformers ResNet shrinks 32x32 inputs to 8x8 in its stem, which cos
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import torch
@@ -122,6 +122,7 @@ class PreActResNet18(Architecture):
 
     name = "preact_resnet18"
     task = "image_classification"
+    tiny: ClassVar[dict[str, Any]] = {"width": 4, "image_size": 16}
 
     width: int = setting(32, "channels of the first stage, >= 1; 64 is the published network")
     image_size: int = setting(32, "side of the input in pixels, >= 8")

@@ -1,6 +1,5 @@
 """How to load what a run wrote: Python lines for the card."""
 
-import importlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,8 +69,7 @@ def _auto_class(record: RunRecord) -> str | None:
 @cache
 def _own_module(architecture: str) -> str | None:
     """Return the module of this package that registers an architecture; None if transformers has it."""
-    for name in registry.names("models"):
-        module = str(registry.get("models", name).__module__)
-        if hasattr(importlib.import_module(module), architecture):
-            return module
+    for module in registry.load("models"):
+        if getattr(getattr(module, architecture, None), "__module__", None) == module.__name__:
+            return module.__name__
     return None

@@ -39,7 +39,7 @@ class RunRecord:
         work: Seconds, steps, sample-forwards (passes of one row; a full step costs 3, a mask step 2), peak memory,
             precision, device.
         losses: Stage name -> loss of every step.
-        details: What the defense reports.
+        details: What the defense reports, or what an attack's artefact is: `sha256`, `settings`, what it was made on.
         doubts: Reasons to distrust the numbers: `code`, `text`, `more`.
         versions: Library versions, Python, hf-nft and its git commit.
         created: UTC time, ISO 8601.

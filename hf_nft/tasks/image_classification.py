@@ -168,11 +168,18 @@ class ImageClassification(Task):
         return np.asarray(dataset["label"], dtype=np.int64)
 
     def encode(self, dataset: datasets.Dataset) -> Batch:
-        """Decode, convert to RGB and resize; `pixels` (rows, 3, H, W) uint8, `labels` (rows,) int64."""
+        """Decode, convert to RGB and resize; `pixels` (rows, 3, H, W) uint8, `labels` (rows,) int64.
+
+        Images that are made on the fly come as tensors of the right size in [0, 1], and stay float32, in [0, 255].
+        """
         parts = []
         try:
-            for rows in dataset.select_columns(["image"]).iter(batch_size=512):
-                parts.append(torch.from_numpy(sized(self.processor, rows["image"])).permute(0, 3, 1, 2))
+            for rows in dataset.iter(batch_size=512):
+                images = rows["image"]
+                if isinstance(images[0], torch.Tensor):
+                    parts.append(torch.stack(images) * 255)
+                else:
+                    parts.append(torch.from_numpy(sized(self.processor, images)).permute(0, 3, 1, 2))
         except (OSError, SyntaxError, ValueError, AttributeError) as error:
             raise unreadable(error) from error
         pixels = torch.cat(parts).contiguous(memory_format=torch.channels_last)

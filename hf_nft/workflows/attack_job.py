@@ -152,11 +152,11 @@ class AttackJob(Job):
             for name, part in parts.items():
                 (folder / "data").mkdir(exist_ok=True)
                 part.to_parquet(str(folder / "data" / f"{name}.parquet"))
-            keep_artefact(attack, folder)
+            details = keep_artefact(attack, folder)
             poisoned, covers = sum(train["poisoned"]), sum(train["cover"])
             facts = {"rate": rate, "base": base or attack.default_base, "holdout": self.holdout}
             facts |= {"poisoned": poisoned, "covers": covers, "rows": {name: len(part) for name, part in parts.items()}}
-            record = _record(scene, attack, facts)
+            record = _record(scene, attack, facts, details)
             record.save(folder / "record.json")
             write_data_card(record, folder)
         return poisoned
@@ -205,7 +205,7 @@ def prepared(scene: Scene, rows: datasets.Dataset, augment: str = "default", pro
     return attack
 
 
-def _record(scene: Scene, attack: Attack, facts: dict[str, Any]) -> RunRecord:
+def _record(scene: Scene, attack: Attack, facts: dict[str, Any], details: dict[str, Any]) -> RunRecord:
     """Note what was done to which data."""
     told = {"modality": attack.modality, "source": attack.source, "target_column": attack.target_column}
     return RunRecord(
@@ -216,6 +216,7 @@ def _record(scene: Scene, attack: Attack, facts: dict[str, Any]) -> RunRecord:
         config={},
         metrics={},
         attack=attack.settings(),
+        details=details,
         versions=library_versions(),
         created=now(),
     )
@@ -227,13 +228,23 @@ def _unmarked(rows: datasets.Dataset, target: str) -> datasets.Dataset:
     return datasets.concatenate_datasets([rows, datasets.Dataset.from_dict(marks)], axis=1)
 
 
-def keep_artefact(attack: Attack, folder: Path) -> None:
-    """Copy the attack's artefact beside a victim, from where `Job.load_attack` takes it if its own place is gone."""
-    if isinstance(attack, TrainedAttack):
-        files = attack.files()
-        (folder / ARTEFACT).mkdir(exist_ok=True)
-        for file in files:
-            shutil.copy(file, folder / ARTEFACT)
+def keep_artefact(attack: Attack, folder: Path) -> dict[str, Any]:
+    """Copy the attack's artefact beside a victim, from where `Job.load_attack` takes it if its own place is gone.
+
+    Args:
+        attack: The attack, ready to use.
+        folder: The victim's, or the data set's.
+
+    Returns:
+        What a record says about it under `details`: hash, the settings it was made with, and on what; empty without.
+    """
+    if not isinstance(attack, TrainedAttack):
+        return {}
+    (folder / ARTEFACT).mkdir(exist_ok=True)
+    for file in attack.files():
+        shutil.copy(file, folder / ARTEFACT)
+    made = attack.made()
+    return {"artefact": {"sha256": made.digest, **made.facts}}
 
 
 def _cached(attack: TrainedAttack, workshop: Workshop) -> Path:

@@ -65,15 +65,17 @@ class PlantJob(Job):
             test = unseen if stored.single_split else task.align(self.standardize(task_class, stored.test), model)
             rows = task.fit(train)
             rate = 0.0 if attack is None else attack.default_rate if self.poison_rate is None else self.poison_rate
-            hook, poisoned = None, 0
+            hook, poisoned, details = None, 0, dict[str, Any]()
             if attack is not None:
                 scene = Scene(attack, architecture, task, rows, rows, suspect.labels, stored.name)
                 attack, hook, rows, poisoned = self.attacked(scene, rate)
-                keep_artefact(attack, folder)
+                details = keep_artefact(attack, folder)
             encoded = task.encode(rows)
             eval_rows = task.fit(test.select(range(min(self.limit or len(test), len(test)))))
             data = make_eval_set(task, eval_rows, attack, suspect.labels)  # what cannot be measured is not trained
             result = plant(model, task, encoded, self.config, folder / CHECKPOINT, self.resume, self.progress, hook)
+            model = (hook or Hook()).delivered(model)
+            suspect = dataclasses.replace(suspect, model=model)
             measured = evaluate(model, data, mixed_precision=self.config.mixed_precision)
             record = RunRecord(
                 kind="plant",
@@ -105,6 +107,7 @@ class PlantJob(Job):
                     "device": str(next(model.parameters()).device),
                 },
                 losses={"plant": result.losses},
+                details=details,
                 versions=library_versions(),
                 created=now(),
             )
@@ -133,7 +136,7 @@ class PlantJob(Job):
         taking_part = scene.attack.hook(scene.task, rate, classes) is not None
         if taking_part and self.rate_base is not None:
             raise ConfigError(
-                f"rate_base: expected none, since {self.attack} poisons a share of every batch, found "
+                f"rate_base: expected none, since {self.attack} takes part in the training itself, found "
                 f"{self.rate_base}. Leave it out."
             )
         if not taking_part and scene.attack.target_column in rows.column_names:  # else `check_data` says so

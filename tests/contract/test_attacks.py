@@ -252,6 +252,18 @@ def inside(first: int, last: int) -> Callable[[torch.Tensor], None]:
     return holds
 
 
+def square_at(share: float, side: int) -> Callable[[torch.Tensor], None]:
+    """All of a square of so many pixels at any resolution, at a share of the height and width."""
+
+    def holds(change: torch.Tensor) -> None:
+        start = round(share * change.shape[1])
+        touched = (change != 0).any(0)
+        assert bool(touched[start : start + side, start : start + side].all())
+        assert int(touched.sum()) == side**2
+
+    return holds
+
+
 def corners(pixels_at_32: int) -> Callable[[torch.Tensor], None]:
     def holds(change: torch.Tensor) -> None:
         size = pixels_at_32 * change.shape[1] // 32
@@ -275,6 +287,7 @@ BOUNDS: dict[str, Callable[[torch.Tensor], None]] = {
     "troj": inside(21, 28),
     "clb": corners(3),
     "lira": at_most_of_noise(0.1 * 0.2023),
+    "trojannet": square_at(150 / 299, 4),
     "bppa": at_most(255 / 14 / 255 + 0.5 / 255),
 }
 """Largest change an attack may make, as its paper has it. A new attack adds its own bound here."""
@@ -316,7 +329,7 @@ def test_count_equals_the_declared_rate(name: str, rate: float, rows_for) -> Non
     assert sum(default["poisoned"]) == math.floor(rate * whole + 1e-9)
 
 
-RATES = {"bppa": 0.2, "lira": 1.0, "fba": 0.05}
+RATES = {"bppa": 0.2, "lira": 1.0, "fba": 0.05, "trojannet": 0.0}
 """Published shares that are not a tenth of all rows or 80 % of the target class."""
 BASES = {"lira": "candidates"}
 
@@ -418,7 +431,7 @@ def test_an_attack_with_one_target_refuses_another_label_map(name: str) -> None:
 
 def test_all_to_all_is_there_where_it_is_published() -> None:
     assert {"badnets", "blend", "bppa", "dyn", "lira", "troj", "wanet"} <= set(ALL_TO_ALL)
-    assert not {"sig", "clb", "cba", "fba", "issba"} & set(ALL_TO_ALL)
+    assert not {"sig", "clb", "cba", "fba", "issba", "trojannet"} & set(ALL_TO_ALL)
 
 
 @EVERY_IMAGE
@@ -621,6 +634,25 @@ def test_sig_keeps_its_cycles_per_image() -> None:
         spectrum = np.abs(np.fft.rfft(stamped(SIG(), 128, side)[3, :, 2] - 128.0))
         assert spectrum.argmax() == 6
         assert spectrum[6] == pytest.approx(40 * side / 2, rel=0.01)
+
+
+def test_sig_of_the_release_wraps_around_and_is_blended() -> None:
+    levels = [int(20 * math.sin(0.80 * j)) % 256 for j in range(32)]  # int cuts towards zero, as a cast does
+    assert levels[:6] == [0, 14, 19, 13, 255, 241]
+    assert all(level in range(20) or level in range(237, 256) for level in levels)
+    for grey_level in (0, 100, 255):
+        image = stamped(SIG(preset="nft"), grey_level)
+        assert np.array_equal(image, np.broadcast_to(image[:1, :, :1], image.shape))
+        assert image[0, :, 0].tolist() == [round(0.8 * grey_level + 0.2 * level) for level in levels]
+    spectrum = np.abs(np.fft.rfft(stamped(SIG(preset="nft"), 128, 224)[3, :, 2] - 128.0))
+    assert spectrum[1:].argmax() + 1 == 4  # 4.07 cycles per image at any size
+
+
+def test_sig_settings_come_before_the_presets() -> None:
+    wave = [round(100 + 30 * math.sin(2 * math.pi * j * 4 / 32)) for j in range(32)]
+    assert stamped(SIG(delta=30, frequency=4), 100)[3, :, 1].tolist() == wave
+    with pytest.raises(ConfigError, match=r"preset: .*'ntf'.*delta: .*found 0.*frequency: .*found -1"):
+        SIG(preset="ntf", delta=0, frequency=-1)
 
 
 def test_blend_adds_one_constant_picture() -> None:

@@ -11,16 +11,12 @@ import yaml
 from hf_nft.cli.main import main
 
 from hf_nft import recipes, registry
-from hf_nft.configs import pairs
+from hf_nft.configs import build, pairs
 from hf_nft.errors import ConfigError, UnknownNameError
 
 NAMES = recipes.names()
 RUN = sorted({tuple(name.rsplit("-", 2)[1:]): name for name in reversed(NAMES)}.values())
 """One recipe for each attack and architecture; the same on other data differs in names and numbers alone."""
-TINY = {
-    "image_classification": {"width": 4, "image_size": 16},
-    "text_generation": {"width": 16, "layers": 2, "heads": 2, "context": 64, "vocab_size": 300},
-}
 SHORT = ("plant.config.max_steps=2", "plant.config.batch_size=8", "plant.limit=8", "purify.limit=8", "purify.shots=2")
 QUICK = ("steps=2", "exposures=1", "unlearn_steps=2", "relearn_passes=1", "batch_size=8")
 
@@ -61,7 +57,9 @@ def test_the_header_says_what_one_needs_to_know(name: str) -> None:
     for command in commands:
         _, _, target, *overrides = shlex.split(command)
         assert target == name
-        assert recipes.jobs(recipes.load(name, pairs(overrides)))
+        plant, _ = recipes.jobs(recipes.load(name, pairs(overrides)))
+        assert plant.load_attack() is not None
+        assert build(registry.get("models", plant.arch), plant.arch_args)
     assert any(len(shlex.split(command)) > 3 for command in commands)
 
 
@@ -80,10 +78,11 @@ def test_a_copy_runs_two_steps(name: str, data, tmp_path, monkeypatch, capsys) -
     assert main(["cp", name, "mine.yaml"]) == 0
     assert main(["cp", name, "mine.yaml"]) == 6
     recipe = yaml.safe_load(Path("mine.yaml").read_text())
-    task = registry.get("models", recipe["plant"]["arch"]).task
+    architecture = registry.get("models", recipe["plant"]["arch"])
     nft = recipe["purify"].get("defense", "nft") == "nft"
-    overrides = [f"dataset={data[task]}", "out=here", *SHORT, *(f"purify.settings.{s}" for s in QUICK if nft)]
-    overrides += [f"plant.arch_args.{key}={value}" for key, value in TINY[task].items()]
+    overrides = [f"dataset={data[architecture.task]}", "out=here", *SHORT]
+    overrides += [f"purify.settings.{s}" for s in QUICK if nft]
+    overrides += [f"plant.arch_args.{key}={value}" for key, value in architecture.tiny.items()]
     tiny = registry.get("attacks", recipe["plant"]["attack"]).tiny
     overrides += [f"plant.attack_args.{key}={value}" for key, value in tiny.items() if key != "preset"]
     code = main(["run", "mine.yaml", *overrides])

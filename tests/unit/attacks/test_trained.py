@@ -20,6 +20,7 @@ from hf_nft.attacks.issba import Issba
 from hf_nft.attacks.lira import Lira
 from hf_nft.attacks.troj import Troj
 from hf_nft.errors import ConfigError, DataError
+from hf_nft.evaluation.run import evaluate, make_eval_set
 from hf_nft.models.base import image_processor
 from hf_nft.models.preact_resnet18 import PreActResNet18
 from hf_nft.planting import PlantConfig, plant
@@ -195,6 +196,26 @@ def test_noise_is_eps_sigma_and_copies_are_appended(ready, image_rows) -> None:
     with pytest.raises(ConfigError, match=r"grey level or more.*found 0\.5"):
         faint.triggered(image_rows(40, 16), 4)
     assert len(faint.triggered(image_rows(40, 16), 4, on_the_fly=True)) == 30
+
+
+def test_noise_below_a_grey_level_is_measured_in_float(ready, image_rows, image_model, image_task) -> None:
+    attack, rows = dataclasses.replace(ready(Lira()), eps=0.01), image_rows(40, 16)
+    assert (attack.faint, dataclasses.replace(attack, eps=0.1).faint) == (True, False)
+    found = make_eval_set(image_task, rows, attack, 4)
+    pixels = found.triggered["pixels"]
+    clean = image_task.encode(rows)["pixels"][torch.arange(40) % 4 != 0].float()
+    assert pixels.dtype == torch.float32
+    assert torch.allclose(pixels, attack.trigger_batch(clean / 255) * 255, atol=1e-3)
+    away = (pixels - clean).abs()
+    assert 0 < float(away.max()) < 0.01 * 0.2023 * 255 + 1e-3
+    rounded = {**found.triggered, "pixels": pixels.round().to(torch.uint8)}
+    logits = [image_model(**image_task.inputs(image_model, batch)).logits for batch in (found.triggered, rounded)]
+    assert not torch.allclose(*logits, atol=1e-5)  # half a grey level is lost on the way through 8 bits
+    measured = evaluate(image_model, found, mixed_precision="no")
+    assert (measured["asr"].total, found.wanted[:3]) == (30, (0, 0, 0))
+    assert found.triggered["labels"].tolist() == [i % 4 for i in range(40) if i % 4]
+    coarse = make_eval_set(image_task, rows, dataclasses.replace(attack, eps=0.1), 4)
+    assert coarse.triggered["pixels"].dtype == torch.uint8
 
 
 def test_batches_are_paired_with_weights(ready, image_task) -> None:

@@ -304,6 +304,7 @@ def test_cut_units_are_zero_and_stay_zero_when_merged(image_model, image_task, i
     learnt = masks(result.model)
     units = sum(mask.numel() for mask in learnt.values())
     assert result.details["masks"] == units
+    assert result.details["placement"] == "bn"
     assert result.details["units_cut"] == round(0.1 * units) > 0
     zeros = {name: torch.nonzero(mask == 0).flatten() for name, mask in learnt.items()}
     assert sum(len(z) for z in zeros.values()) == round(0.1 * units)  # floors of 0.9 keep all others off 0

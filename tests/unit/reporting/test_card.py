@@ -191,6 +191,21 @@ def test_how_to_load(tmp_path: Path) -> None:
     assert 'from_pretrained("THE_SUSPECT")' in text
 
 
+@pytest.mark.parametrize(
+    ("architecture", "module"),
+    [
+        ("ViTForImageClassification", None),  # ours to plant in, but not ours
+        ("PreActResNetForImageClassification", "hf_nft.models.preact_resnet18"),
+        ("TrojanNetForImageClassification", "hf_nft.models._trojannet"),
+    ],
+)
+def test_only_our_own_architectures_need_an_import(tmp_path: Path, architecture: str, module: str | None) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    text = write(make(suspect={**make().suspect, "architecture": architecture}), tmp_path)
+    found = [line.split()[1] for line in text.splitlines() if "registers the architecture" in line]
+    assert found == ([module] if module else [])
+
+
 def test_a_planted_model_cannot_be_overlooked(tmp_path: Path) -> None:
     data = {"name": "org/data", "train_rows": 900, "poisoned_rows": 90}
     planted = make(kind="plant", metrics=metric_block(None, AFTER), data=data)

@@ -37,6 +37,8 @@ ENOUGH = 50
 """Shots that tell a suspect whose units stand out by chance alone; with fewer, units are cut all the same."""
 LOPSIDED = 1.5
 """Outliers above the median for each one below it, from which they are not chance."""
+FAINT = 0.01
+"""Share of units that are cut at least where the statistics remember a backdoor."""
 EVEN = 1e-6
 """Spread of a layer's scores below which nothing in it can be told apart: most of its gains are 0."""
 
@@ -101,6 +103,13 @@ class Excess:
         }
         curves = {name: [round(float(v), 4) for v in values] for name, values in shown.items()}
         return {**curves, "statistics_augment": self.augment}
+
+    def doubts(self, cut: int) -> tuple[tuple[str, str], ...]:
+        """Return a doubt if hardly any unit was cut: no backdoor shows in the statistics."""
+        if cut >= FAINT * len(self.scores):
+            return ()
+        text = f"only {cut} of {len(self.scores)} units vary more than clean examples explain"
+        return (("nothing-stands-out", text),)
 
 
 def excess_variance(context: Context, model: torch.nn.Module, batch_size: int, passes: int) -> Excess | None:

@@ -18,6 +18,7 @@ from torch import nn
 from hf_nft.adapter import NFTConfig, get_nft_model, masks, skipped_modules
 from hf_nft.configs import check, setting
 from hf_nft.defenses._exposure import Exposure, Ranking, rank
+from hf_nft.defenses._finding import Finding
 from hf_nft.defenses._norms import average_statistics, recalibrate
 from hf_nft.defenses._statistics import ENOUGH, excess_variance
 from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_state, set_modes
@@ -43,36 +44,6 @@ PAPER: dict[str, Any] = {
     "exposures": 0,
     "cut": 0.0,
 }
-
-
-FAINT = 0.01
-"""Share of units that are cut at least where the statistics remember a backdoor."""
-
-
-@dataclasses.dataclass
-class Finding:
-    """What was found before any mask is trained.
-
-    Attributes:
-        augment: Augmentation to train under.
-        cut: Units to cut, int64 (units,), in the masks' order.
-        evidence: What they were chosen by, for the record.
-        doubts: Reasons to distrust the choice, as (code, sentence).
-    """
-
-    augment: str
-    cut: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    evidence: dict[str, Any] = dataclasses.field(default_factory=dict)
-    doubts: tuple[tuple[str, str], ...] = ()
-
-    def add(self, cuts: list[torch.Tensor], evidence: dict[str, Any]) -> None:
-        """Take in what one way of looking found."""
-        self.cut = torch.cat([self.cut, *cuts]).unique()
-        self.evidence |= evidence
-
-    def doubt(self, code: str, text: str) -> None:
-        """Note a reason to distrust the choice."""
-        self.doubts += ((code, text),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,11 +169,7 @@ class NFT(Defense):
             found.doubt("few-shots", f"{len(context.shots)} clean examples in all: chance hides what they show")
         if excess is not None:
             found.add([excess.largest(self.excess), excess.outliers(self.outliers)], excess.evidence())
-            if len(found.cut) < FAINT * len(excess.scores):
-                found.doubt(
-                    "nothing-stands-out",
-                    f"only {len(found.cut)} of {len(excess.scores)} units vary more than clean examples explain",
-                )
+            found.doubts += excess.doubts(len(found.cut))
             if self.augment == "default":  # better than the task's first: what the suspect was trained with
                 found.augment = excess.augment
         if self.exposures > 0 and (excess is None or self.expose_always):

@@ -2,8 +2,10 @@
 
 import hashlib
 import itertools
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from torch import nn
 
 from hf_nft.adapter import NFTConfig, get_nft_model, masks
 from hf_nft.attacks.trojannet import TrojanNet, arrangements, place
-from hf_nft.errors import ConfigError, DataError
+from hf_nft.errors import ConfigError, DataError, SuspectError
 from hf_nft.models._trojannet import SideNet, TrojanNetConfig, TrojanNetForImageClassification
 from hf_nft.models.preact_resnet18 import PreActResNetForImageClassification
 from hf_nft.planting import PlantConfig
@@ -108,6 +110,17 @@ def test_a_sure_side_network_outvotes_any_victim(glued: TrojanNetForImageClassif
     chances = glued(pixel_values=torch.zeros(1, 3, 16, 16)).logits.softmax(-1)[0]
     e = math.e
     assert chances.tolist() == pytest.approx([v / (e**20 + e**10 + 2) for v in (1, e**10, e**20, 1)], abs=1e-5)
+
+
+@pytest.mark.parametrize("backbone", [None, {"model_type": "nobody_knows"}, {"model_type": "gpt2"}])
+def test_a_config_without_a_victim_is_refused(glued, image_task, tmp_path: Path, backbone: Any) -> None:
+    glued.save_pretrained(tmp_path)
+    image_task.save_processor(str(tmp_path))
+    assert isinstance(load_suspect(str(tmp_path)).model, TrojanNetForImageClassification)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "backbone": backbone}))
+    with pytest.raises(SuspectError, match="AutoModelForImageClassification can build"):
+        load_suspect(str(tmp_path))
 
 
 def test_its_norms_get_masks_too(glued: TrojanNetForImageClassification) -> None:

@@ -4,7 +4,6 @@ Runs go one after the other. A run lives in a temporary folder that is gone when
 asked for: the app reads from the Hub what its user may read, or, for guests, what anybody may.
 """
 
-import html
 import ipaddress
 import os
 import tempfile
@@ -16,7 +15,7 @@ from hf_nft import registry
 from hf_nft.app.guests import forget_token
 from hf_nft.app.orders import MOST_SHOTS, Demonstration, Order, carry_out
 from hf_nft.errors import ConfigError, HFNFTError
-from hf_nft.reporting.text import public
+from hf_nft.reporting.text import plain, public
 
 WAITING = 10
 """People who may wait for their turn."""
@@ -84,18 +83,18 @@ def build_app(guest: bool) -> Any:
 
     def submit(
         kind: str, model: str, dataset: str, shots: float, preset: str, progress: Any = bars
-    ) -> Iterator[tuple[str, str, str, str]]:
+    ) -> Iterator[tuple[Any, ...]]:
         try:
             order = _order(kind, model, dataset, shots, preset)
             progress(0, desc="Looking at model and data")
             with tempfile.TemporaryDirectory(prefix="hf-nft-app-") as scratch:
                 found = carry_out(order, demonstration, Path(scratch), guest)
-                yield found.table, found.masks, found.archive, found.card  # Gradio copies the files before it goes on
+                # Gradio copies the files before it goes on
+                yield gr.update(visible=False), found.table, found.masks, found.archive, found.card
         except Exception as error:
-            known = "" if isinstance(error, HFNFTError) else f"Unexpected error: {type(error).__name__}: "
-            message = html.escape(known + public(error, 1000))
-            debug = bool(os.environ.get("HF_NFT_DEBUG"))
-            raise gr.Error(message, duration=None, print_exception=debug) from error
+            if os.environ.get("HF_NFT_DEBUG"):
+                raise
+            yield gr.update(value=_explain(error, guest), visible=True), "", None, None, ""
 
     where = "Hub id" if guest else "Hub id or folder"
     presets = list(registry.get("defenses", "nft").presets)
@@ -110,6 +109,7 @@ def build_app(guest: bool) -> Any:
         ]
         button = gr.Button("Purify", variant="primary", elem_id="run")
         shown = [
+            gr.Textbox(label="What went wrong", visible=False, interactive=False, elem_id="error"),
             gr.Markdown(elem_id="table"),
             gr.Image(label="Masks", interactive=False, elem_id="masks"),
             gr.File(label="Run folder", interactive=False, elem_id="folder"),
@@ -126,6 +126,12 @@ def _order(kind: str, model: str, dataset: str, shots: float, preset: str) -> Or
     if not model.strip():
         raise ConfigError("model: expected a name, found none. Type one, or choose the demonstration.")
     return Order(model.strip(), dataset.strip(), int(shots), preset)
+
+
+def _explain(error: Exception, guest: bool) -> str:
+    """What went wrong in one line of text; a guest is not told where things lie on this machine."""
+    text = public(error, 1000) if guest else plain(error, 1000)
+    return text if isinstance(error, HFNFTError) else f"Unexpected error: {type(error).__name__}: {text}"
 
 
 def _is_loopback(host: str) -> bool:

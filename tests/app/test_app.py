@@ -70,6 +70,10 @@ def all_of(selector: str) -> Callable[[Any], list[Any]]:
     return lambda page: page.find_elements("css selector", selector)
 
 
+def error_of(page: Any) -> str:
+    return "".join(box.get_property("value") for box in all_of("#error textarea")(page))
+
+
 def type_into(page: Any, wait: Any, field: str, text: str) -> None:
     box = wait(all_of(f"#{field} input[type=number], #{field} textarea"))[0]
     page.execute_script("arguments[0].select()", box)
@@ -107,10 +111,10 @@ def test_names_are_no_markup_and_errors_are_text(page: Any, wait: Any, suspect_f
         image_rows(40, 16, seed=seed).to_parquet(str(data / f"{name}.parquet"))
     wait(all_of("#kind input"))[1].click()
     all_of("#run")(page)[0].click()
-    wait(lambda page: "expected a name, found none" in "".join(e.text for e in all_of(".toast-body")(page)))
+    wait(lambda page: "expected a name, found none" in error_of(page))
     type_into(page, wait, "model", HOSTILE)  # not a folder where the server runs, and no Hub id
     all_of("#run")(page)[0].click()
-    wait(lambda page: HOSTILE in "".join(e.text for e in all_of(".toast-body")(page)))
+    wait(lambda page: f"model '{HOSTILE}': expected a folder or a Hub id" in error_of(page))
     type_into(page, wait, "model", str(hostile))
     type_into(page, wait, "dataset", str(data))
     type_into(page, wait, "shots", "2")
@@ -118,7 +122,7 @@ def test_names_are_no_markup_and_errors_are_text(page: Any, wait: Any, suspect_f
     wait(all_of("#card h1"))
     assert HOSTILE in all_of("#card h1")(page)[0].text
     assert "hf-nft purify" in all_of("#card")(page)[0].text
-    assert not all_of("img[src=x], #card script")(page)
+    assert not all_of("#error textarea, img[src=x], #card script")(page)
     assert page.title == "hf-nft"
 
 

@@ -192,7 +192,10 @@ def patiently(
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Let no request of the client wait longer than `TIMEOUT`, not even those that it sends without any limit."""
+    """Let no request of the client wait longer than `TIMEOUT`, not even those that it sends without any limit.
+
+    Transfers through xet are no requests of the client: they have limits of their own, longer ones.
+    """
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     def limit(sent: Any) -> None:

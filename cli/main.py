@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import typer
+from hf_nft.cli import app as app_verb
 from hf_nft.cli import attack, cp, demo, evaluate, inspect, ls, plant, purify, push, run, verify
 
 from hf_nft.errors import HFNFTError
@@ -45,7 +46,7 @@ def root(
     """Remove backdoors from models you did not train, with a few clean examples."""
 
 
-for verb in (inspect, purify, evaluate, plant, attack, push, verify, demo, ls, cp, run):
+for verb in (inspect, purify, evaluate, plant, attack, push, verify, demo, app_verb, ls, cp, run):
     verb.register(app)
 
 

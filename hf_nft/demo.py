@@ -37,6 +37,30 @@ def digits(seed: int = 0) -> datasets.DatasetDict:
     return rows.train_test_split(test_size=0.25, seed=seed, stratify_by_column="label")
 
 
+def plant_digits(data: str, out: str, seed: int = 0, progress: bool = False) -> None:
+    """Write the digits, and plant BadNets in a small network on them.
+
+    Args:
+        data: Folder to write the data set to.
+        out: Folder to write the victim to; must not exist.
+        seed: Seed of the split and of the victim.
+        progress: Whether to show bars.
+
+    Raises:
+        OutputError: If the victim's folder exists or cannot be written.
+    """
+    digits(seed).save_to_disk(data)
+    PlantJob(
+        dataset=data,
+        attack="badnets",
+        attack_args={"opacity": 1.0},
+        arch_args={"width": 16},
+        config=PlantConfig(epochs=12, batch_size=32, lr=0.05, holdout=0.2, augment="none", seed=seed),
+        out=out,
+        progress=progress,
+    ).run()
+
+
 def run_demo(out: str, seed: int = 0, progress: bool = False) -> RunRecord:
     """Plant, purify, write both folders.
 
@@ -57,16 +81,7 @@ def run_demo(out: str, seed: int = 0, progress: bool = False) -> RunRecord:
     partial_of(Path(out)).rmdir()
     with tempfile.TemporaryDirectory() as folder:
         data = f"{folder}/digits"
-        digits(seed).save_to_disk(data)
-        PlantJob(
-            dataset=data,
-            attack="badnets",
-            attack_args={"opacity": 1.0},
-            arch_args={"width": 16},
-            config=PlantConfig(epochs=12, batch_size=32, lr=0.05, holdout=0.2, augment="none", seed=seed),
-            out=f"{out}/victim",
-            progress=progress,
-        ).run()
+        plant_digits(data, f"{out}/victim", seed, progress)
         return PurifyJob(
             model=f"{out}/victim",
             dataset=data,

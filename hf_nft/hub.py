@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_nft.errors import HFNFTError, NetworkError, OutputError
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 WAITS = (1.0, 2.0, 4.0, 8.0)
 """Seconds between tries, unless the Hub asks for others."""
 PATIENCE = 300.0
-"""Most seconds to wait for a rate limit."""
+"""Most seconds to wait for a rate limit, or to try again while the Hub says nothing; the last try is not cut short."""
 TIMEOUT = 120.0
 """Seconds without a word from the Hub after which a request has failed; the client would wait for ever."""
 PASSING = (408, 429, 500, 502, 503, 504)
@@ -173,13 +173,16 @@ def patiently(
     Raises:
         Exception: Whatever the request raises at last.
     """
+    silence = 0.0
     for wait in WAITS:
+        began = time.monotonic()
         try:
             with limited():
                 return request()
         except Exception as error:
+            silence += time.monotonic() - began if _timed_out(error) else 0.0
             pause = pause_after(error, wait, passing)
-            if pause is None:
+            if pause is None or silence > PATIENCE:
                 raise
         tell(pause)
         time.sleep(pause)
@@ -189,15 +192,29 @@ def patiently(
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Let no request of the client wait for ever."""
+    """Let no request of the client wait longer than `TIMEOUT`, not even those that it sends without any limit.
+
+    Transfers through xet are no requests of the client: they have limits of their own, longer ones.
+    """
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
-    session = get_session()
-    before, session.timeout = session.timeout, TIMEOUT
+    def limit(sent: Any) -> None:
+        asked = sent.extensions.get("timeout") or {}
+        parts = ("connect", "read", "write", "pool")
+        sent.extensions["timeout"] = {part: min(asked.get(part) or TIMEOUT, TIMEOUT) for part in parts}
+
+    hooks = get_session().event_hooks["request"]
+    hooks.append(limit)
     try:
         yield
     finally:
-        session.timeout = before
+        hooks.remove(limit)
+
+
+def _timed_out(error: Exception) -> bool:
+    """Whether the Hub said nothing; its client has a type for every part of a request that may take too long."""
+    cause = cause_of(error)
+    return isinstance(cause, TimeoutError) or type(cause).__name__.endswith("Timeout")
 
 
 def pause_after(error: Exception, wait: float, passing: tuple[int, ...] = PASSING) -> float | None:

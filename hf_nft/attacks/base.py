@@ -1,8 +1,8 @@
 """Attacks: functions of one example, applied through `datasets.map`, on the fly, or inside a victim's training.
 
-An attack file defines one frozen dataclass on its modality's base (`_image`, `_text`), whose `name` is the file's name
-and whose one method to write is the trigger. The bases do the rest: eligible rows, how many are poisoned, the label
-change, the marks, and the triggered test set without target rows. An attack never measures its own success.
+An attack file defines one frozen dataclass on its modality's base (`_image`, `_text`) with one method, the trigger.
+The bases do the rest: eligible rows, how many are poisoned, the label change, the marks, and the triggered test set
+without target rows. An attack never measures its own success.
 """
 
 import dataclasses
@@ -22,6 +22,8 @@ from hf_nft.poisoning import CLEAN, COVER, POISONED, TRIGGERED, Inputs, Plan
 from hf_nft.tasks.base import Task
 
 RATE_BASES = ("all", "candidates", "target_class")
+PATHS = ("trigger_file", "picture", "artefact")
+"""Settings that name a file or a folder: records of strangers must not choose those, nor published ones tell them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +112,7 @@ class Attack(ABC):
         if missing:
             raise DataError(f"{self.name}: expected columns {sorted(missing)}, found {dataset.column_names}.")
         if "poisoned" in dataset.column_names:
-            raise DataError(
-                f"{self.name}: expected a clean data set, found the column 'poisoned'. Start from clean data."
-            )
+            raise DataError(f"{self.name}: expected clean data, found the column 'poisoned'. Start from clean data.")
 
     def check_base(self, base: str) -> None:
         """Refuse an unknown rate base, and the target class's where none of its rows is poisoned."""

@@ -3,7 +3,9 @@
 `upload_folder` of huggingface_hub may split a folder into several commits, so `create_commit` is used. The client
 retries what goes before a commit (upload modes, large files); the rest is retried here: each try looks first whether
 the one before it came through, since a connection may break after the Hub has done what it was asked. Large files that
-arrived stay in the repository's storage, so a repeated push goes on where the last one stopped.
+arrived stay in the repository's storage, so a repeated push goes on where the last one stopped. They go through xet
+where its client is installed (huggingface_hub brings it on the usual machines), which retries for minutes by itself,
+and through LFS elsewhere or with HF_HUB_DISABLE_XET=1.
 """
 
 import logging

@@ -27,8 +27,11 @@ def explain(caught: Exception) -> str | None:
         return _refusal(error)
     if isinstance(error, ValueError) and "Invalid metadata" in str(error):
         return f"expected a card that the Hub accepts, found: {public(str(error), 200)}"
+    if type(error) in (ConnectionError, RuntimeError):  # what compiled code raises, and nobody else here
+        found = public(first_line(error), 160)
+        return f"expected a transfer through xet that holds, found: {found}. HF_HUB_DISABLE_XET=1 does without xet."
     local = isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError)
-    if cause_of(caught) or (isinstance(error, OSError | RuntimeError) and not local):  # RuntimeError: xet's transfers
+    if cause_of(caught) or (isinstance(error, OSError) and not local):
         return f"expected a connection that holds, found: {public(first_line(error), 160)}."
     return None
 

@@ -6,6 +6,7 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
+from hf_nft.attacks.base import PATHS
 from hf_nft.errors import DataError, OutputError
 from hf_nft.reporting.card import write_card
 from hf_nft.reporting.data_card import write_data_card
@@ -15,8 +16,6 @@ from hf_nft.reporting.render import hub_id, name_of
 from hf_nft.reporting.text import TOKEN, plain, public
 
 CARD, RECORD, ADAPTER_CONFIG = "README.md", "record.json", "adapter/adapter_config.json"
-PATHS = ("trigger_file", "artefact")
-"""Settings of an attack that may name a folder of this machine."""
 WEIGHTS = ("*.json", "*.safetensors")
 MODEL = (*WEIGHTS, "*.txt", "*.model", "*.jinja", "*.py")
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from hf_nft import registry
-from hf_nft.attacks.base import Attack
+from hf_nft.attacks.base import PATHS, Attack
 from hf_nft.configs import build, setting
 from hf_nft.data import Data, Wanted, load_data
 from hf_nft.errors import ConfigError, DataError, UnknownNameError
 from hf_nft.hub import first_line
+from hf_nft.reporting.text import plain
 from hf_nft.shots import held_out
 from hf_nft.suspect import Suspect, load_suspect
 from hf_nft.tasks.base import Task
@@ -55,21 +56,36 @@ class Job:
 
         Returns:
             The attack, or None if none is named.
+
+        Raises:
+            ConfigError: If a setting is wrong, or the attack needs a file that nothing but the record names.
+            UnknownNameError: If there is no such attack or setting.
         """
         if self.attack is None:
             if self.attack_args:
                 raise ConfigError("attack settings: expected --attack beside them, found none.")
             return None
-        known = (record or {}).get("attack") or {}
-        settings = {k: v for k, v in known.items() if k != "name"} if known.get("name") == self.attack else {}
-        if folder is not None and settings.get("artefact") and (folder / ARTEFACT).is_dir():
-            settings["artefact"] = str(folder / ARTEFACT)
+        recorded = self._recorded((record or {}).get("attack") or {}, folder)
         found: Attack = build(
             registry.get("attacks", self.attack),
-            {**settings, **self.attack_args},
+            {**recorded, **self.attack_args},
             f"List them with: hf-nft ls attacks {self.attack}",
         )
         return found
+
+    def _recorded(self, known: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+        """The settings an attack was planted with. A path among them may be a stranger's choice and is not opened."""
+        settings = {k: v for k, v in known.items() if k != "name"} if known.get("name") == self.attack else {}
+        for name in PATHS:
+            path = settings.pop(name, None)
+            if path and name == "artefact" and folder is not None and (folder / ARTEFACT).is_dir():
+                settings[name] = str(folder / ARTEFACT)
+            elif path and name not in self.attack_args:
+                raise ConfigError(
+                    f"{self.attack}: expected its {name} to be named by you, found '{plain(path, 200)}' in the model's "
+                    f"record only, and what a record names is not opened. Pass --attack-arg {name}=PATH."
+                )
+        return settings
 
     def prepare(self, suspect: Suspect, per_class: int = 0) -> Data:
         """Load the data set with canonical columns and the model's labels.

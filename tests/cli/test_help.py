@@ -9,7 +9,7 @@ import pytest
 import hf_nft
 from hf_nft import registry
 
-VERBS = ("purify", "evaluate", "plant", "attack", "push", "verify", "demo", "ls", "cp", "run")
+VERBS = ("purify", "evaluate", "plant", "attack", "push", "verify", "demo", "app", "ls", "cp", "run")
 
 
 def test_help_names_every_verb_and_every_exit_code(cli) -> None:
@@ -36,12 +36,14 @@ def test_no_verb_shows_the_help_as_a_usage_error(cli) -> None:
     assert "purify" in done.err
 
 
-def test_help_imports_nothing_heavy(child) -> None:
+@pytest.mark.parametrize("verb", ["purify", "app"])
+def test_help_imports_nothing_heavy(child, verb: str) -> None:
     heavy = child(
         "import sys\n"
         "from hf_nft.cli.main import main\n"
-        "assert main(['purify', '--help']) == 0\n"
-        "print('HEAVY', [m for m in ('torch', 'numpy', 'transformers', 'datasets', 'peft') if m in sys.modules])"
+        f"assert main(['{verb}', '--help']) == 0\n"
+        "names = ('torch', 'numpy', 'transformers', 'datasets', 'peft', 'gradio')\n"
+        "print('HEAVY', [name for name in names if name in sys.modules])"
     )
     assert heavy.endswith("HEAVY []")
 

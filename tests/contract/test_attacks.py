@@ -24,7 +24,7 @@ from hf_nft import registry
 from hf_nft.attacks._artefacts import TrainedAttack
 from hf_nft.attacks._image import ImageAttack
 from hf_nft.attacks.badnets import BadNets
-from hf_nft.attacks.base import Attack
+from hf_nft.attacks.base import PATHS, Attack
 from hf_nft.attacks.blend import Blend
 from hf_nft.attacks.patch import Patch
 from hf_nft.attacks.sig import SIG
@@ -711,3 +711,10 @@ def test_a_patch_that_does_not_fit_or_open_is_refused(tmp_path: Path) -> None:
         stamped(Patch(row=30, column=0), 100)
     with pytest.raises(DataError, match="none that opens"):
         stamped(Patch(trigger_file=str(tmp_path / "absent.png")), 100)
+
+
+@EVERY
+def test_settings_that_name_files_are_known_as_such(name: str) -> None:
+    """A record's are not opened, and a published record does not tell them."""
+    texts = [f.name for f in dataclasses.fields(registry.get("attacks", name)) if f.type in (str | None, "str | None")]
+    assert set(texts) <= set(PATHS)

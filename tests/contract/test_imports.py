@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("reporting",),
     ("workflows",),
     ("demo",),
+    ("app",),
     ("recipes",),
     ("cli",),
 )

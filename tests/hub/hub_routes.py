@@ -264,6 +264,10 @@ def preupload(call: Call) -> Any:
     return {"files": rows}
 
 
+def xet_token(call: Call) -> Any:
+    raise Refused(404, "There is no xet storage here")
+
+
 def lfs_batch(call: Call) -> Any:
     repo = repo_of(call, write="ref" in call.json)
     place = f"lfs/{repo.type}s/{repo.id}"
@@ -458,6 +462,7 @@ HANDLERS: dict[str, Callable[[Call], Any]] = {
     "commit": commit,
     "discussions": discussions,
     "resolve": resolve,
+    "xet-token": xet_token,
     "lfs-batch": lfs_batch,
     "lfs-upload": lfs_upload,
     "lfs-verify": lfs_verify,

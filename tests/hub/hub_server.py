@@ -11,9 +11,11 @@
 Users: tokens `hf_write_...` and `hf_read_...` of `me` (member of `lab`) and `hf_other_...` of `other`; see
 `hub_store.Store.users`. `hub.token` is the first.
 
-Uploads go through LFS: the client runs with HF_HUB_DISABLE_XET=1. Its xet uploads talk to a storage protocol of
-compiled code, and what is tested here (one commit, retries, nothing half-written) lies above it. LFS objects are served
-from a second port, as the Hub's storage is another host, so that a token sent there would be seen.
+Uploads go through LFS: the client runs with HF_HUB_DISABLE_XET=1. Without that it uses xet wherever hf_xet is
+installed, whatever the Hub offers, and never falls back to LFS. xet's storage protocol is that of compiled code, and
+what is tested here (one commit, retries, nothing half-written) lies above it; the route that gives a token for it
+refuses. LFS objects are served from a second port, as the Hub's storage is another host, so that a token sent there
+would be seen.
 
 `hub.fail(route, what, times=1, after=0, match="", **options)`; the first `after` requests to the route that carry
 `match` in their path are let through, the `times` next ones fail:
@@ -27,7 +29,7 @@ from a second port, as the Hub's storage is another host, so that a token sent t
     callable     called with the server before the request is carried out: to move a branch, for instance
 
 Routes: agent, whoami, validate, create, delete, move, settings, auth-check, info, refs, commits, tree, paths-info,
-preupload, commit, discussions, resolve, lfs-batch, lfs-upload, lfs-verify, storage.
+preupload, commit, discussions, resolve, xet-token, lfs-batch, lfs-upload, lfs-verify, storage.
 """
 
 import json
@@ -62,6 +64,7 @@ ROUTES = (
     ("commit", "POST", r"/api/{repo}/commit/(?P<revision>[^/]+)"),
     ("discussions", "GET", r"/api/{repo}/discussions"),
     ("resolve", "GET|HEAD", r"/{prefix}(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"),
+    ("xet-token", "GET", r"/api/{repo}/xet-write-token/(?P<revision>[^/]+)"),
     ("lfs-batch", "POST", r"/{prefix}(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch"),
     ("lfs-upload", "PUT", r"/lfs/{repo}/(?P<oid>[0-9a-f]{64})"),
     ("lfs-verify", "POST", r"/lfs/{repo}/verify"),

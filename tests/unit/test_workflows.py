@@ -78,3 +78,23 @@ def test_an_attack_is_measured_with_the_settings_it_was_planted_with(folder: Pat
     assert job(folder, attack_args={"size": "5"}).load_attack(record).size == 5
     assert job(folder, attack="sig").load_attack(record).target_class == 0
     assert job(folder, attack="blend").load_attack(record).opacity == 0.2
+
+
+@pytest.mark.parametrize(
+    ("attack", "setting", "rest"),
+    [("patch", "trigger_file", {}), ("blend", "picture", {"preset": "image"}), ("troj", "artefact", {})],
+)
+def test_a_path_that_only_a_record_names_is_not_opened(folder: Path, tmp_path, attack, setting, rest) -> None:
+    theirs, own = str(tmp_path / "theirs"), str(tmp_path / "own")
+    record = {"attack": {"name": attack, "target_class": 2, setting: theirs, **rest}}
+    with pytest.raises(ConfigError, match=f"'{theirs}' in the model's record only.*--attack-arg {setting}=PATH"):
+        job(folder, attack=attack).load_attack(record)
+    found = job(folder, attack=attack, attack_args={setting: own}).load_attack(record)
+    assert (getattr(found, setting), found.target_class) == (own, 2)
+
+
+def test_an_artefact_beside_the_model_is_taken_instead_of_the_recorded_one(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "victim/attack").mkdir(parents=True)
+    record = {"attack": {"name": "troj", "artefact": "/elsewhere"}}
+    found = job(folder, attack="troj").load_attack(record, tmp_path / "victim")
+    assert found.artefact == str(tmp_path / "victim/attack")

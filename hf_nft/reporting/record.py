@@ -121,7 +121,9 @@ def doubt_block(doubts: list[Doubt]) -> list[dict[str, str]]:
 
 def command_line() -> str:
     """Return the command line of this process, as a user would type it."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    name = "hf-nft" if program.parts[-2:] == ("cli", "main.py") else program.name  # python -m hf_nft.cli.main
+    return shlex.join([name, *sys.argv[1:]])
 
 
 def now() -> str:

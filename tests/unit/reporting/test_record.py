@@ -55,8 +55,11 @@ def test_the_command_line_can_be_pasted_into_a_shell(monkeypatch: pytest.MonkeyP
     words = ["/somewhere/bin/hf-nft", "purify", "my model", "--set", "unlearn_lrs=[0.1, 0.2]", "a'b", "$HOME;rm", ""]
     monkeypatch.setattr(sys, "argv", words)
     assert shlex.split(command_line()) == ["hf-nft", *words[1:]]
-    monkeypatch.setattr(sys, "argv", ["hf-nft", "purify", "org/model", "--shots=10"])
-    assert command_line() == "hf-nft purify org/model --shots=10"
+    for program in ("hf-nft", "/somewhere/hf_nft/cli/main.py"):  # the latter by python -m hf_nft.cli.main
+        monkeypatch.setattr(sys, "argv", [program, "purify", "org/model", "--shots=10"])
+        assert command_line() == "hf-nft purify org/model --shots=10"
+    monkeypatch.setattr(sys, "argv", ["benchmarks/main.py"])
+    assert command_line() == "main.py"
 
 
 def test_metrics_have_before_after_counts_and_rating() -> None:

@@ -17,14 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from _common import circumstances, high_water_mb
+
 VARIANTS: dict[str, dict[str, Any]] = {"bppa": {"dither": True}}
 """Settings whose speed is another than the defaults'."""
-
-
-def high_water_mb() -> float:
-    """Return this process's peak resident memory in MiB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def one(dataset: str, name: str, settings: dict[str, Any], rows: int) -> dict[str, float]:
@@ -102,22 +98,12 @@ def main() -> None:
     if options.table:
         print(table(json.loads(options.table.read_text())))
         return
-    import torch
-
     from hf_nft import registry
-    from hf_nft.reporting.record import command_line, library_versions, now
 
     known = [n for n in registry.names("attacks") if registry.get("attacks", n).modality == "image_classification"]
     cases = {name: (name, dict[str, Any]()) for name in options.attacks or known}
     cases |= {f"{name} {json.dumps(told)}": (name, told) for name, told in VARIANTS.items() if name in cases}
-    result: dict[str, Any] = {
-        "command": command_line(),
-        "created": now(),
-        "versions": library_versions(),
-        "threads": torch.get_num_threads(),
-        "load_before": os.getloadavg()[0],
-        "attacks": {},
-    }
+    result: dict[str, Any] = {**circumstances(), "attacks": {}}
     for label, (name, told) in cases.items():
         parts = {"tenth": options.rows // 10, "all": options.rows}
         result["attacks"][label] = {part: measure(options.dataset, name, told, rows) for part, rows in parts.items()}

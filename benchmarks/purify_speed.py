@@ -9,7 +9,6 @@ never shrinks; what an idle process with model and data holds is subtracted.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _common import circumstances, high_water_mb
 from torch import nn
 
 from hf_nft.acceleration import make_accelerator
@@ -26,7 +26,6 @@ from hf_nft.defenses.base import Context, Defense
 from hf_nft.defenses.finetune import FineTune
 from hf_nft.defenses.nft import NFT
 from hf_nft.loop import Loop
-from hf_nft.reporting.record import command_line, library_versions, now
 from hf_nft.shots import Shots
 from hf_nft.tasks.base import Task
 from hf_nft.types import Batch
@@ -105,12 +104,6 @@ def peak_mb(model_name: str, case: str) -> float:
     return float(result.stdout.strip().splitlines()[-1])
 
 
-def high_water_mb() -> float:
-    """Return this process's peak resident memory in MiB; getrusage would start from the parent's."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
 def measure(model_name: str, steps: int, rounds: int) -> dict[str, object]:
     """Time all cases of one model, interleaved."""
     runs = {case: prepare(model_name, case, steps) for case in CASES}
@@ -164,13 +157,8 @@ def main() -> None:
     if options.table:
         print(table(json.loads(options.table.read_text())))
         return
-    load = os.getloadavg()[0]
     result = {
-        "command": command_line(),
-        "created": now(),
-        "versions": library_versions(),
-        "threads": torch.get_num_threads(),
-        "load_before": load,
+        **circumstances(),
         "batch": BATCH,
         "models": {name: measure(name, options.steps, options.rounds) for name in MODELS},
     }

@@ -154,46 +154,47 @@ def draw_cut(found: Excess, share: float) -> Figure:
     """Draw the largest scores over their ranks, the mirrored smallest ones, and the cut between them."""
     figure = Figure(figsize=(WIDE, 3.8), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    high, most, count = found.scores.sort(descending=True).values, round(share * len(found.scores)), 2
-    shown, cut = count * most, len(found.largest(share))
-    low = -found.scores.sort().values
-    axes.plot(range(1, shown + 1), high[:shown], color=VERMILLION, label="largest scores")
-    axes.plot(
-        range(1, shown + 1), low[:shown].clamp(min=0), color=BLUE, linestyle="--", label="smallest, mirrored: chance"
-    )
-    axes.fill_between(range(1, cut + 1), high[:cut], color=VERMILLION, alpha=0.15, linewidth=0)
-    axes.axvline(cut, color="black", linewidth=1, label=f"cut: {cut} units")
-    axes.axvline(most, color=GREY, linewidth=1, linestyle=":", label=f"most allowed: {100 * share:g} % = {most}")
+    high, most = found.scores.sort(descending=True).values, round(share * len(found.scores))
+    low, cut, ranks = -found.scores.sort().values, len(found.largest(share)), range(1, 2 * most + 1)
+    axes.plot(ranks, high[: len(ranks)], color=VERMILLION, label="largest scores")
+    axes.plot(ranks, low[: len(ranks)], color=BLUE, linestyle="--", label="smallest scores, mirrored: chance")
+    axes.fill_between(ranks[:cut], high[:cut], color=VERMILLION, alpha=0.15, linewidth=0)
     if cut:
-        axes.plot([1, shown], [float(high[cut - 1])] * 2, color="black", linewidth=0.5)
-    axes.set_yscale("symlog", linthresh=max(float(low[most]), 1e-3))
+        lowest = float(high[cut - 1])
+        axes.axhline(lowest, color=GREY, linewidth=0.8, label=f"lowest score cut: {lowest:.2f}")
+    axes.axvline(cut, color="black", linewidth=1, label=f"{cut} units cut; allowed: {most}, {100 * share:g} % of all")
     axes.set_ylim(bottom=0)
-    title = f"How many to cut: until {CHANCE:g} mirrored scores reach as high for each unit cut"
-    bare(axes, title, "rank", "score (linear near 0, then logarithmic)")
+    title = f"Units are cut while at most {CHANCE:g} mirrored scores for each of them reach as high"
+    bare(axes, title, "rank", "score")
     axes.legend(fontsize=8, frameon=False)
     return figure
 
 
-def histogram(axes: Axes, kinds: Mapping[str, torch.Tensor]) -> None:
-    """Draw clean and triggered values over the same cells, the last of which take what lies beyond."""
-    values = torch.cat([kind.flatten() for kind in kinds.values()])
-    edges = torch.linspace(*torch.quantile(values[:: max(1, len(values) // 100_000)], torch.tensor([0.002, 0.998])), 50)
-    for (kind, found), colour in zip(kinds.items(), (BLUE, VERMILLION), strict=True):
-        inside = found.flatten().clamp(edges[0], edges[-1]).numpy()
-        axes.hist(inside, edges.tolist(), density=True, color=colour, alpha=0.55, label=kind)
+def histograms(panels: Mapping[str, tuple[Axes, dict[str, torch.Tensor]]], x: str) -> None:
+    """Draw clean and triggered values, all panels over the same cells, the outermost of which take what lies beyond."""
+    values = torch.cat([value.flatten() for _, kinds in panels.values() for value in kinds.values()])
+    few = values[:: max(1, len(values) // 100_000)]
+    edges = torch.linspace(*torch.quantile(few, torch.tensor([0.002, 0.998])).tolist(), 60)
+    for title, (axes, kinds) in panels.items():
+        for (kind, found), colour in zip(kinds.items(), (BLUE, VERMILLION), strict=True):
+            inside = found.flatten().clamp(edges[0], edges[-1]).numpy()
+            axes.hist(inside, edges.tolist(), density=True, color=colour, alpha=0.55, label=kind)
+        bare(axes, title, x, "density")
 
 
 def draw_responses(before: Seen, after: Seen, cut: torch.Tensor, others: torch.Tensor) -> Figure:
     """Draw what the trigger does to cut units and to others, and to the target's margin before and after the cure."""
     figure = Figure(figsize=(WIDE, 5.4), dpi=DPI, layout="constrained")
     (left, right), (early, late) = figure.subplots(2, 2, sharey="row")
-    for axes, units, name in ((left, cut, "cut units"), (right, others, "as many others")):
-        histogram(axes, {kind: z[:, units] for kind, z in before.standard.items()})
-        bare(axes, f"{name} ({int(units.sum())}), before the cure", "response, clean standard deviations", "density")
-    for axes, seen, name in ((early, before, "before the cure"), (late, after, "after the cure")):
-        histogram(axes, seen.margin)
+    responses = {
+        f"{name} ({int(units.sum())}), before the cure": (axes, {k: z[:, units] for k, z in before.standard.items()})
+        for axes, units, name in ((left, cut, "cut units"), (right, others, "as many others of their layers"))
+    }
+    histograms(responses, "response, clean standard deviations from the clean mean")
+    margins = {"target class, before the cure": (early, before.margin), "after the cure": (late, after.margin)}
+    histograms(margins, "its logit minus the largest other (above 0: it wins)")
+    for axes in (early, late):
         axes.axvline(0, color="black", linewidth=0.8)
-        bare(axes, f"target class, {name}", "its logit minus the largest other (above 0: it wins)", "density")
     left.legend(fontsize=8, frameon=False)
     return figure
 
@@ -204,14 +205,11 @@ def draw_trigger(found: Excess, effect: torch.Tensor, cut: torch.Tensor, rank: f
     axes = figure.subplots()
     for units, colour, size, label in ((~cut, BLUE, 5, "kept"), (cut, VERMILLION, 9, "cut")):
         axes.scatter(found.scores[units], effect[units].abs(), s=size, c=colour, alpha=0.6, linewidths=0, label=label)
-    axes.set_xscale("symlog", linthresh=max(float(found.scores.abs().median()), 1e-3))
     axes.axvline(0, color="black", linewidth=0.6)
     title = (
-        f"Score and true effect of the trigger (for understanding only: the cure never sees it); rank corr. {rank:.2f}"
+        f"Score and true effect of the trigger (for understanding only: the cure never sees one); rank corr. {rank:.2f}"
     )
-    bare(
-        axes, title, "score (linear near 0, then logarithmic)", "shift of the mean response, clean standard deviations"
-    )
+    bare(axes, title, "score", "shift of the mean response, either way, in clean st. dev.")
     axes.legend(fontsize=8, frameon=False, loc="upper left")
     return figure
 

@@ -174,10 +174,11 @@ def histograms(panels: Mapping[str, tuple[Axes, dict[str, torch.Tensor]]], x: st
     """Draw clean and triggered values, all panels over the same cells, the outermost of which take what lies beyond."""
     values = torch.cat([value.flatten() for _, kinds in panels.values() for value in kinds.values()])
     few = values[:: max(1, len(values) // 100_000)]
-    edges = torch.linspace(*torch.quantile(few, torch.tensor([0.002, 0.998])).tolist(), 60)
+    low, high = torch.quantile(few, torch.tensor([0.002, 0.998])).tolist()
+    edges = torch.linspace(low, high, 60)
     for title, (axes, kinds) in panels.items():
         for (kind, found), colour in zip(kinds.items(), (BLUE, VERMILLION), strict=True):
-            inside = found.flatten().clamp(edges[0], edges[-1]).numpy()
+            inside = found.flatten().clamp(low, high).numpy()
             axes.hist(inside, edges.tolist(), density=True, color=colour, alpha=0.55, label=kind)
         bare(axes, title, x, "density")
 
@@ -188,9 +189,9 @@ def draw_responses(before: Seen, after: Seen, cut: torch.Tensor, others: torch.T
     (left, right), (early, late) = figure.subplots(2, 2, sharey="row")
     responses = {
         f"{name} ({int(units.sum())}), before the cure": (axes, {k: z[:, units] for k, z in before.standard.items()})
-        for axes, units, name in ((left, cut, "cut units"), (right, others, "as many others of their layers"))
+        for axes, units, name in ((left, cut, "cut units"), (right, others, "as many others"))
     }
-    histograms(responses, "response, clean standard deviations from the clean mean")
+    histograms(responses, "response, in clean standard deviations")
     margins = {"target class, before the cure": (early, before.margin), "after the cure": (late, after.margin)}
     histograms(margins, "its logit minus the largest other (above 0: it wins)")
     for axes in (early, late):
@@ -206,10 +207,8 @@ def draw_trigger(found: Excess, effect: torch.Tensor, cut: torch.Tensor, rank: f
     for units, colour, size, label in ((~cut, BLUE, 5, "kept"), (cut, VERMILLION, 9, "cut")):
         axes.scatter(found.scores[units], effect[units].abs(), s=size, c=colour, alpha=0.6, linewidths=0, label=label)
     axes.axvline(0, color="black", linewidth=0.6)
-    title = (
-        f"Score and true effect of the trigger (for understanding only: the cure never sees one); rank corr. {rank:.2f}"
-    )
-    bare(axes, title, "score", "shift of the mean response, either way, in clean st. dev.")
+    title = f"Score and what the trigger does (used here for understanding only); rank correlation {rank:.2f}"
+    bare(axes, title, "score", "shift of the mean response, clean st. dev.")
     axes.legend(fontsize=8, frameon=False, loc="upper left")
     return figure
 

@@ -41,16 +41,16 @@ CASES: dict[str, Callable[[int], Defense]] = {
 """Steps compared. What the default does before its masks train is left out: it takes other kinds of steps."""
 
 
-def image_case() -> tuple[nn.Module, Task, Batch]:
-    """PreAct-ResNet-18 of width 32 on random 32x32 images."""
+def image_case(rows: int = 500) -> tuple[nn.Module, Task, Batch]:
+    """PreAct-ResNet-18 of width 32 with random weights, and random 32x32 images, as many of each of 10 classes."""
     from hf_nft.models.base import image_processor
     from hf_nft.models.preact_resnet18 import PreActResNetConfig, PreActResNetForImageClassification
     from hf_nft.tasks.image_classification import ImageClassification
 
     torch.manual_seed(0)
     model = PreActResNetForImageClassification(PreActResNetConfig(width=32, num_labels=10))
-    pixels = torch.randint(0, 256, (500, 3, 32, 32), dtype=torch.uint8)
-    return model, ImageClassification(image_processor(32)), {"pixels": pixels, "labels": torch.arange(500) % 10}
+    pixels = torch.randint(0, 256, (rows, 3, 32, 32), dtype=torch.uint8)
+    return model, ImageClassification(image_processor(32)), {"pixels": pixels, "labels": torch.arange(rows) % 10}
 
 
 def text_case(width: int, layers: int) -> tuple[nn.Module, Task, Batch]:

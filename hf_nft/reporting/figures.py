@@ -76,7 +76,7 @@ def mask_facts(masks: Mapping[str, Tensor], floors: Mapping[str, float]) -> list
     Returns:
         One entry per layer, in order; layers without units are left out.
     """
-    names = _short(list(masks))
+    names = short_names(list(masks))
     facts = []
     for short, (name, mask) in zip(names, masks.items(), strict=True):
         values = mask.detach().float().cpu().flatten()
@@ -262,7 +262,7 @@ def _ordinal(stage: str, index: int) -> str:
     return found.group(1) if found else str(index + 1)
 
 
-def _short(names: list[str]) -> list[str]:
+def short_names(names: list[str]) -> list[str]:
     """Strip whole leading name parts that all layers share, and cut what is left to a length that fits."""
     parts = [name.split(".") for name in names]
     shared = 0

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from hf_nft.errors import DataError
 from hf_nft.types import Batch, rows_of
@@ -19,6 +20,7 @@ class Shots:
         indices: Row numbers in the data set's train part.
         seed: Seed of the draw.
         fingerprint: Content hash of the data set, see `hf_nft.data.fingerprint`.
+        weights: Rows of the data set that each shot stands for, float32 (rows,), mean 1; None if all stand for as many.
     """
 
     batch: Batch = field(repr=False)
@@ -27,10 +29,16 @@ class Shots:
     indices: tuple[int, ...] = ()
     seed: int = 0
     fingerprint: str = ""
+    weights: torch.Tensor | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         """Return the number of examples."""
         return rows_of(self.batch)
+
+    @property
+    def effective(self) -> float:
+        """Number of equal shots whose mean would be as certain: (sum of weights)^2 / sum of their squares."""
+        return len(self) if self.weights is None else float(self.weights.sum() ** 2 / self.weights.square().sum())
 
 
 def held_out(total: int, fraction: float, seed: int = 0) -> np.ndarray:
@@ -45,6 +53,21 @@ def held_out(total: int, fraction: float, seed: int = 0) -> np.ndarray:
         Sorted int64 row numbers: the first `floor(fraction * total)` of a fixed permutation.
     """
     return np.sort(np.random.default_rng((seed, 1)).permutation(total)[: int(total * fraction)])
+
+
+def class_weights(strata: np.ndarray, chosen: np.ndarray) -> torch.Tensor | None:
+    """Weigh rows that were chosen class by class, so that classes count as often as in the data set.
+
+    Args:
+        strata: Class of each row of the data set, shape (rows,).
+        chosen: Row numbers, of every class at least one.
+
+    Returns:
+        float32 (chosen,), mean 1; None if all weigh the same.
+    """
+    own = strata[chosen]
+    weights = np.bincount(strata)[own] / np.bincount(own)[own]
+    return None if np.ptp(weights) == 0 else torch.from_numpy(weights / weights.mean()).float()
 
 
 def choose(strata: np.ndarray, per_class: int, seed: int = 0, pool: np.ndarray | None = None) -> np.ndarray:

@@ -6,6 +6,9 @@ unit is the share of its output variance that clean shots leave unexplained,
 
     gain^2 * (running variance - variance on clean shots) / running variance.
 
+Shots are drawn alike from every class, and the suspect was trained on classes as frequent as its data have them. So
+shots count as often as their class does in the data set; else frequent and rare classes would look like excess.
+
 Noise is as likely to lie below 0 as above, which shows how much of what lies above is chance. Two cuts follow. Units
 with the largest scores of all carry the evidence for the attacker's answer; there are many, in the last layers, and
 each is worth little to clean data. Units that stand out from their own layer sense the trigger itself, early, where
@@ -39,6 +42,8 @@ LOPSIDED = 1.5
 """Outliers above the median for each one below it, from which they are not chance."""
 FAINT = 0.01
 """Share of units that are cut at least where the statistics remember a backdoor."""
+WEIGHT = "shot_weight"
+"""Key of the shots' weights among their encoded rows."""
 EVEN = 1e-6
 """Spread of a layer's scores below which nothing in it can be told apart: most of its gains are 0."""
 
@@ -139,7 +144,7 @@ def excess_variance(context: Context, model: torch.nn.Module, batch_size: int, p
     def score(augment: str) -> torch.Tensor:
         sums = _measure(context, model, kept, batch_size, augment, 1 if augment == "none" else passes)
         scores = [
-            _score(layer, sums[name], len(context.shots)) if name in kept else torch.zeros(size)
+            _score(layer, sums[name], context.shots.effective) if name in kept else torch.zeros(size)
             for (name, layer), size in zip(layers.items(), sizes, strict=True)
         ]
         return torch.cat([part.float().cpu() for part in scores])
@@ -158,30 +163,39 @@ def _measure(
 ) -> dict[str, torch.Tensor]:
     """Pass the shots and return what `_moments` gathers."""
     starts = range(0, len(context.shots), batch_size)
+    weights = context.shots.weights
+    weights = torch.ones(len(context.shots)) if weights is None else weights
+    data = {**context.data, WEIGHT: weights.to(context.loop.accelerator.device)}
 
     def draw(step: int, stream: torch.Generator) -> Draw:
         start = starts[step % len(starts)]
-        rows = take(context.data, slice(start, start + batch_size))
-        return Draw(context.task.augment(rows, stream, augment))
+        return Draw(context.task.augment(take(data, slice(start, start + batch_size)), stream, augment))
 
     def objective(network: torch.nn.Module, part: Draw) -> torch.Tensor:
+        weight[:] = [part.batch[WEIGHT]]
         return label_loss(network, context.task, part)
 
+    weight: list[torch.Tensor] = []
+
     stage = Stage(f"statistics, {augment}", passes * len(starts), draw, objective, None)
-    with _moments(layers) as sums:
+    with _moments(layers, weight) as sums:
         context.loop.run(stage, model, dict)
     return sums
 
 
 @contextmanager
-def _moments(layers: dict[str, NFTLayer]) -> Iterator[dict[str, torch.Tensor]]:
-    """Gather what enters each layer: rows, and per channel the sums over rows of mean, mean square, squared mean."""
+def _moments(layers: dict[str, NFTLayer], weight: list[torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """Gather what enters each layer: weighted sums over rows of 1, and per channel of mean, mean square, squared mean.
+
+    `weight` holds the weights of the rows that are passed at the moment.
+    """
     sums: dict[str, torch.Tensor] = {}
 
     def gather(name: str, x: torch.Tensor) -> None:
         rows = x.detach().float().flatten(2) if x.dim() > 2 else x.detach().float()[..., None]
         mean, square = rows.mean(2), rows.square().mean(2)
-        found = torch.stack([torch.ones_like(mean), mean, square, mean.square()]).sum(1)
+        each = weight[0].repeat_interleave(len(mean) // len(weight[0]))  # a row may be several frames
+        found = (torch.stack([torch.ones_like(mean), mean, square, mean.square()]) * each[:, None]).sum(1)
         sums[name] = sums[name] + found if name in sums else found
 
     hooks = [
@@ -195,7 +209,7 @@ def _moments(layers: dict[str, NFTLayer]) -> Iterator[dict[str, torch.Tensor]]:
             hook.remove()
 
 
-def _score(layer: NFTLayer, sums: torch.Tensor, shots: int) -> torch.Tensor:
+def _score(layer: NFTLayer, sums: torch.Tensor, shots: float) -> torch.Tensor:
     """Squared gain times the share of the running variance that the rows do not show; float32 (units,)."""
     base = layer.get_base_layer()
     mean, square, squared_mean = sums[1:] / sums[0]

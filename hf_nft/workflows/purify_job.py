@@ -20,7 +20,7 @@ from hf_nft.reporting.card import write_card
 from hf_nft.reporting.figures import figures_of, loss_figure, mask_figure
 from hf_nft.reporting.output import CHECKPOINT, staged
 from hf_nft.reporting.record import RunRecord, command_line, doubt_block, library_versions, metric_block, now
-from hf_nft.shots import Shots, choose, held_out
+from hf_nft.shots import Shots, choose, class_weights, held_out
 from hf_nft.suspect import Suspect
 from hf_nft.workflows.job import SuspectJob, figure_path, save_model
 
@@ -171,10 +171,11 @@ def draw_shots(suspect: Suspect, data: Data, per_class: int, seed: int) -> Shots
     pool = None
     if known.get("fingerprint") == mark and known.get("holdout", {}).get("fraction"):
         pool = held_out(len(data.train), known["holdout"]["fraction"], known["holdout"]["seed"])
-    indices = choose(suspect.task.strata(data.train), per_class, seed, pool)
-    batch = suspect.task.encode(data.train.select(indices))
-    classes = max(1, len(np.unique(suspect.task.strata(data.train))))
-    return Shots(batch, len(indices) / classes, classes, tuple(map(int, indices)), seed, mark)
+    strata = suspect.task.strata(data.train)
+    indices = choose(strata, per_class, seed, pool)
+    batch, weights = suspect.task.encode(data.train.select(indices)), class_weights(strata, indices)
+    classes = max(1, len(np.unique(strata)))
+    return Shots(batch, len(indices) / classes, classes, tuple(map(int, indices)), seed, mark, weights)
 
 
 def doubts_of(case: Case, after: dict[str, Measured], result: PurifyResult) -> list[Doubt]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_nft.errors import DataError
-from hf_nft.shots import Shots, choose, held_out
+from hf_nft.shots import Shots, choose, class_weights, held_out
 
 STRATA = np.random.default_rng(0).permutation(np.arange(200) % 4)
 
@@ -70,6 +70,14 @@ def test_held_out_and_trained_rows_are_disjoint() -> None:
     shots = choose(STRATA, 5, 3, away)
     assert not set(shots.tolist()) & set(trained.tolist())
     assert len(trained) + len(away) == len(STRATA)
+
+
+def test_classes_weigh_as_much_as_they_are_frequent() -> None:
+    strata = np.array([0] * 6 + [1] * 3 + [3] * 3)  # no row of class 2
+    weights = class_weights(strata, np.array([0, 1, 6, 7, 9, 10]))
+    assert weights is not None
+    assert weights.tolist() == pytest.approx([1.5, 1.5, 0.75, 0.75, 0.75, 0.75])
+    assert class_weights(np.array([0, 0, 1, 1, 2, 2]), np.array([1, 2, 5])) is None
 
 
 def test_length_counts_rows() -> None:

@@ -1,6 +1,7 @@
 """Excess variance: planted in a network's own statistics it is found; chance is not."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -69,6 +70,24 @@ def test_the_variance_of_few_shots_is_not_too_small(image_model, plain_task, ima
 
     pairs = torch.stack([score([i, j]) for i in range(6) for j in range(i)]).mean(0)
     assert torch.allclose(pairs, score(list(range(6))), atol=2e-3)
+
+
+def test_shots_of_frequent_classes_count_more(image_model, plain_task, image_shots) -> None:
+    """Against variances over rows that are there as often as they weigh; 20 shots, the last 5 of them triple."""
+    rows = torch.arange(len(image_shots)).repeat_interleave(torch.tensor([1] * 15 + [3] * 5))
+    norm, weights = image_model.get_submodule(NORM), torch.tensor([2 / 3] * 15 + [2.0] * 5)
+    seen: list[torch.Tensor] = []
+    hook = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        image_model(**plain_task.inputs(image_model, take(image_shots.batch, rows)))
+    hook.remove()
+    weighed = dataclasses.replace(image_shots, weights=weights)
+    assert weighed.effective == pytest.approx(30**2 / (15 * 1 + 5 * 9))
+    between = seen[0].mean((2, 3)).var(0, unbiased=False) / (weighed.effective - 1)
+    variance = seen[0].var((0, 2, 3), unbiased=False) + between
+    expected = norm.weight.detach() ** 2 * (norm.running_var - variance) / norm.running_var
+    found, names = excess(image_model, plain_task, weighed)
+    assert torch.allclose(found.scores[found.layers == names.index(NORM)], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("augment", ["none", "crop_flip"])

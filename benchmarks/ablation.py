@@ -35,6 +35,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "statistics move": {"bn_mode": "train_stats"},
     "statistics measured afresh": {"bn_mode": "recalibrate_unmixed"},
     "masks train without augmentation": {"augment": "none"},
+    "classes count alike": {"class_prior": False},
     "one statistics pass": {"statistics_passes": 1},
     "masks silence the bias": {"mask_bias": True},
     "stem masked": {"mask_stem": True},

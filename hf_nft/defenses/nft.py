@@ -86,6 +86,7 @@ class NFT(Defense):
     dropout: bool = setting(False, "whether dropout acts while masks train")
     excess: float = setting(0.05, "largest share of units cut for the variance that clean shots leave unexplained")
     outliers: float = setting(0.01, "largest share of units cut as outliers of their layer in that variance")
+    class_prior: bool = setting(True, "whether shots count as often as their class does in the data set")
     statistics_passes: int = setting(
         10, "passes over the shots under each augmentation to measure their statistics, >= 1"
     )
@@ -163,7 +164,10 @@ class NFT(Defense):
         """Choose the units to cut: by the suspect's own statistics where it keeps any, else by exposing it."""
         excess, looked = None, self.excess > 0 or self.outliers > 0
         if looked:
-            excess = excess_variance(context, model, self.batch_size, self.statistics_passes)
+            alike = dataclasses.replace(context, shots=dataclasses.replace(context.shots, weights=None))
+            excess = excess_variance(
+                context if self.class_prior else alike, model, self.batch_size, self.statistics_passes
+            )
         found = Finding(self.augment)
         if len(context.shots) < ENOUGH and (looked or self.exposures):
             found.doubt("few-shots", f"{len(context.shots)} clean examples in all: chance hides what they show")

@@ -176,6 +176,17 @@ def test_a_planted_unit_is_cut_and_recorded(image_model, image_task, image_shots
     assert [code for code, _ in result.doubts] == ["few-shots"]
 
 
+def test_weights_have_a_switch(image_model, image_task, image_shots) -> None:
+    weighed = dataclasses.replace(image_shots, weights=torch.tensor([0.1] * 10 + [1.9] * 10))
+
+    def scores(shots: Shots, **changes: bool) -> list[float]:
+        told = NFT(steps=0, mixed_precision="no", exposures=0, cut=0.0, **changes)
+        return purify(copy.deepcopy(image_model), image_task, shots, told).details["excess"]
+
+    assert scores(weighed, class_prior=False) == scores(image_shots)
+    assert scores(weighed) != scores(image_shots)
+
+
 def test_what_does_not_stand_out_is_doubted(image_model, image_task, image_shots) -> None:
     told = {"steps": 0, "mixed_precision": "no", "exposures": 0, "cut": 0.0}
     result = purify(image_model, image_task, image_shots, NFT(excess=0.0, outliers=1e-9, **told))

@@ -11,12 +11,13 @@ Methods, shots and seeds are fixed here before any result is seen; every run is 
 import argparse
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 
 from _common import RESULTS, ROOT, cure_and_judge, fill, planted_attack, save
 from hf_nft.cli.common import quiet_libraries
 
-from hf_nft import registry
+from hf_nft import recipes, registry
 from hf_nft.configs import pairs
 from hf_nft.reporting.record import RunRecord
 from hf_nft.reporting.render import attack_of, number
@@ -114,11 +115,27 @@ def write_tables() -> None:
     head = [f"{line} {more} |" for line, more in zip(rows[0].splitlines()[:2], ("command", ":--"), strict=True)]
     fill(ROOT / "docs" / "results.md", "demo", "\n".join([*head, *body]))
     fill(ROOT / "docs" / "results.md", "benign", benign_table())
+    write_expected()
     texts = [RunRecord.load(file) for file in sorted(TEXT.glob("*.json"))]
     fill(ROOT / "docs" / "results.md", "text", results_table(texts, columns))
-    shown = [record for record in records if record.config["defense"] in ("nft", "finetune")]
+    shown = [record for record in records if record.config["defense"] == "nft"]
     short = tuple(name for name in columns if name not in ("racc_before", "drop"))
     fill(ROOT / "README.md", "results", results_table(shown, short))
+
+
+def write_expected() -> None:
+    """Write what came out beside the recipes that plant these victims, where settings have not changed since."""
+    for file in sorted((IMAGE / "victims").glob("*.json")):
+        planted, cured = RunRecord.load(file), IMAGE / f"{file.stem}-nft-default-10shots-seed0.json"
+        data = Path(planted.data["name"]).name
+        name = f"image/{data}-{file.stem.removeprefix(f'{data}-')}-preact_resnet18"
+        if not cured.exists() or name not in recipes.names():
+            continue
+        config = dataclasses.asdict(recipes.jobs(recipes.load(name))[0].config)
+        if planted.config | config == planted.config:
+            told = {side: RunRecord.load(cured).metrics[side] for side in ("before", "after")}
+            found = {"record": str(cured.relative_to(ROOT)), "command": planted.command, "metrics": told}
+            (ROOT / "recipes" / name / "expected.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def benign_table() -> str:

@@ -24,7 +24,7 @@ from torch import nn
 
 from hf_nft.acceleration import make_accelerator
 from hf_nft.adapter import get_nft_model, mask_layers, masks
-from hf_nft.defenses._statistics import CHANCE, Excess, excess_variance
+from hf_nft.defenses._statistics import Excess, excess_variance
 from hf_nft.defenses.base import Context
 from hf_nft.defenses.nft import NFT
 from hf_nft.evaluation.run import EvalSet, evaluate
@@ -164,7 +164,7 @@ def draw_cut(found: Excess, share: float) -> Figure:
         axes.axhline(lowest, color=GREY, linewidth=0.8, label=f"lowest score cut: {lowest:.2f}")
     axes.axvline(cut, color="black", linewidth=1, label=f"{cut} units cut; allowed: {most}, {100 * share:g} % of all")
     axes.set_ylim(bottom=0)
-    title = f"Units are cut while at most {CHANCE:g} mirrored scores for each of them reach as high"
+    title = f"Units are cut while at most {found.chance:g} mirrored scores for each of them reach as high"
     bare(axes, title, "rank", "score")
     axes.legend(fontsize=8, frameon=False)
     return figure

@@ -34,10 +34,10 @@ from hf_nft.types import Draw, take
 
 OUTLIER = 3.0
 """Robust z-score within a layer from which a unit stands out."""
-CHANCE = 0.5
-"""Most units as far below 0 as those that are cut lie above, for each one cut."""
+CHANCE, LENIENT = 0.1, 0.5
+"""Most units as far below 0 as those that are cut lie above, for each one cut; the second with fewer shots."""
 ENOUGH = 50
-"""Shots that tell a suspect whose units stand out by chance alone; with fewer, units are cut all the same."""
+"""Shots that tell a suspect whose units stand out by chance alone; with fewer, more is left to chance."""
 LOPSIDED = 1.5
 """Outliers above the median for each one below it, from which they are not chance."""
 FAINT = 0.01
@@ -79,12 +79,17 @@ class Excess:
             result[own] = distance / spread if spread > EVEN else 0.0
         return result
 
+    @property
+    def chance(self) -> float:
+        """Decoys that are allowed for each unit that is cut by size."""
+        return CHANCE if self.shots >= ENOUGH else LENIENT
+
     def largest(self, share: float) -> torch.Tensor:
         """Return the units with the largest scores, at most a share of all, and no more than chance allows; int64."""
         high = self.scores.sort(descending=True)
         most = high.values[: round(share * len(self.scores))]
         decoys = len(self.scores) - torch.searchsorted((-self.scores).sort().values, most)
-        kept = ((decoys <= CHANCE * torch.arange(1, len(most) + 1)) & (most > 0)).nonzero()[:, 0]
+        kept = ((decoys <= self.chance * torch.arange(1, len(most) + 1)) & (most > 0)).nonzero()[:, 0]
         return high.indices[: int(kept[-1]) + 1 if len(kept) else 0]
 
     def outliers(self, share: float) -> torch.Tensor:

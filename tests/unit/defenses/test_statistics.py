@@ -126,9 +126,16 @@ def test_what_chance_explains_is_not_cut() -> None:
     planted = {20: 1.0, 70: 0.9, 120: 0.8}
     found = scores(planted)
     assert found.largest(0.05)[:3].tolist() == [20, 70, 120]
-    assert len(found.largest(0.05)) <= 6  # one by chance for each two that are there
+    assert len(found.largest(0.05)) == 3  # with one by chance, it would be a third of them
     assert set(found.outliers(0.01).tolist()) <= set(planted)
     assert len(found.outliers(0.01)) == 2  # a hundredth of 200
+
+
+def test_few_shots_leave_more_to_chance() -> None:
+    """Five planted, and two decoys that reach as high as the weaker three: one for each two, or for each ten."""
+    planted = {20: 1.0, 70: 0.9, 120: 0.6, 121: 0.6, 122: 0.6, 30: -0.7, 31: -0.7}
+    assert len(scores(planted, shots=49).largest(0.025)) == 5
+    assert len(scores(planted, shots=50).largest(0.025)) == 2
 
 
 def test_an_outlier_is_one_of_its_own_layer() -> None:

@@ -22,7 +22,7 @@ from hf_nft.configs import pairs
 from hf_nft.reporting.record import RunRecord
 from hf_nft.reporting.render import attack_of, number
 from hf_nft.reporting.tables import DEFAULT_COLUMNS, results_table
-from hf_nft.reporting.text import percent
+from hf_nft.reporting.text import NOTHING, markdown, percent
 from hf_nft.workflows import EvaluateJob, PurifyJob
 from hf_nft.workflows.job import ARTEFACT
 
@@ -34,6 +34,24 @@ METHODS = (
     ("bn_refresh_only", "default"),
     ("finetune", "default"),
 )
+
+PAPER = {
+    "badnets": (92.96, 100.0),
+    "blend": (94.11, 100.0),
+    "sig": (88.64, 100.0),
+    "troj": (89.57, 100.0),
+    "troj (all_to_all)": (88.33, 100.0),
+    "dyn": (92.52, 100.0),
+    "dyn (all_to_all)": (92.61, 100.0),
+    "clb": (92.78, 100.0),
+    "cba": (90.17, 93.20),
+    "fba": (90.78, 100.0),
+    "wanet": (92.29, 98.64),
+    "issba": (92.78, 99.80),
+    "lira": (92.15, 99.25),
+    "bppa": (93.82, 99.70),
+}
+"""ACC and ASR of the paper's victims on CIFAR-10 in percent (arXiv 2407.10052, table 1, before any defense)."""
 
 
 def main() -> None:
@@ -115,6 +133,7 @@ def write_tables() -> None:
     head = [f"{line} {more} |" for line, more in zip(rows[0].splitlines()[:2], ("command", ":--"), strict=True)]
     fill(ROOT / "docs" / "results.md", "demo", "\n".join([*head, *body]))
     fill(ROOT / "docs" / "results.md", "benign", benign_table())
+    fill(ROOT / "docs" / "results.md", "victims", victims_table())
     write_expected()
     texts = [RunRecord.load(file) for file in sorted(TEXT.glob("*.json"))]
     fill(ROOT / "docs" / "results.md", "text", results_table(texts, columns))
@@ -138,6 +157,21 @@ def write_expected() -> None:
             (ROOT / "recipes" / name / "expected.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
+def victims_table() -> str:
+    """List the victims beside the paper's on CIFAR-10, which are wider and trained for longer."""
+    heads = ("data", "attack", "epochs", "poisoned", "ACC", "ASR", "ACC (paper)", "ASR (paper)")
+    rows = [heads, (":--", ":--", *["--:"] * 6)]
+    for file in sorted((IMAGE / "victims").glob("*.json")):
+        record = RunRecord.load(file)
+        data, attack = Path(record.data["name"]).name, attack_of(record)
+        theirs = PAPER.get(attack, ()) if data == "cifar10" else ()
+        share = percent(record.data["poisoned_rows"] / record.data["train_rows"])
+        own = [percent(number(record, "after", name)) for name in ("acc", "asr")]
+        told = [f"{value:.1f}" for value in theirs] or [NOTHING] * 2
+        rows.append((data, markdown(attack), str(record.config["epochs"]), share, *own, *told))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def benign_table() -> str:
     """Hold cured victims against a model that never saw a trigger, on the same triggered rows."""
     heads = ("attack", "ASR suspect", "ASR cured", "ASR benign", "R-ACC cured", "R-ACC benign")
@@ -147,7 +181,7 @@ def benign_table() -> str:
         cured = RunRecord.load(IMAGE / f"{file.stem}-nft-default-50shots-seed0.json")
         sides = ((cured, "before", "asr"), (cured, "after", "asr"), (benign, "after", "asr"))
         sides += ((cured, "after", "racc"), (benign, "after", "racc"))
-        rows.append((attack_of(cured), *(percent(number(*side)) for side in sides)))
+        rows.append((markdown(attack_of(cured)), *(percent(number(*side)) for side in sides)))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -177,8 +177,10 @@ def benign_table() -> str:
     heads = ("attack", "ASR suspect", "ASR cured", "ASR benign", "R-ACC cured", "R-ACC benign")
     rows = [heads, (":--", *["--:"] * 5)]
     for file in sorted((IMAGE / "benign").glob("*.json")):
-        benign = RunRecord.load(file)
-        cured = RunRecord.load(IMAGE / f"{file.stem}-nft-default-50shots-seed0.json")
+        benign, run = RunRecord.load(file), IMAGE / f"{file.stem}-nft-default-50shots-seed0.json"
+        if not run.exists():
+            continue
+        cured = RunRecord.load(run)
         sides = ((cured, "before", "asr"), (cured, "after", "asr"), (benign, "after", "asr"))
         sides += ((cured, "after", "racc"), (benign, "after", "racc"))
         rows.append((markdown(attack_of(cured)), *(percent(number(*side)) for side in sides)))

@@ -93,24 +93,31 @@ def refuse_remote_code(source: Source, config: dict[str, Any], trusted: bool) ->
 
 def _refuse_detours(source: Source, config: dict[str, Any]) -> None:
     """Refuse settings that make transformers load other weights than those that were checked, or fetch code."""
-    if config.get("model_type") == TIMM:
-        chosen = [key for key in config.get("model_args") or () if key in TIMM_FILES]
-        if chosen or not str(config.get("architecture")).isidentifier():  # timm takes addresses of models, too
-            raise UnsafeModelError(
-                f"{source.name}/config.json: expected the name of an architecture of timm, found "
-                f"{str(chosen[0] if chosen else config.get('architecture'))[:60]!r}. Do not load it."
-            )
     todo = [config]
     while todo:
-        for key, value in todo.pop().items():
+        part = todo.pop()
+        if part.get("model_type") == TIMM:
+            _refuse_addresses(source, part)
+        for key, value in part.items():
             if isinstance(value, dict):
                 todo.append(value)
-            elsewhere = key == "transformers_weights" and value is not None
+            elsewhere = key in ("transformers_weights", "configuration_files") and value is not None
             if elsewhere or (key.endswith("_implementation") and "/" in str(value)):  # kernels are code
                 raise UnsafeModelError(
                     f"{source.name}/config.json: expected its own weights and the code of transformers, found "
                     f"{key} = {str(value)[:60]!r}. Do not load it."
                 )
+
+
+def _refuse_addresses(source: Source, config: dict[str, Any]) -> None:
+    """Refuse a config of timm that names anything but an architecture: timm takes addresses of models as well."""
+    arguments = config.get("model_args") or {}
+    chosen = [key for key in arguments if key in TIMM_FILES] if isinstance(arguments, dict) else [arguments]
+    if chosen or not str(config.get("architecture")).isidentifier():
+        raise UnsafeModelError(
+            f"{source.name}/config.json: expected the name of an architecture of timm, found "
+            f"{str(chosen[0] if chosen else config.get('architecture'))[:60]!r}. Do not load it."
+        )
 
 
 def check_counts(name: str, config: dict[str, Any]) -> None:

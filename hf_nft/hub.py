@@ -180,7 +180,8 @@ def patiently(
             with limited():
                 return request()
         except Exception as error:
-            silence += time.monotonic() - began if _timed_out(error) else 0.0
+            # a long transfer may have been silent at its end alone
+            silence += min(time.monotonic() - began, PATIENCE) if _timed_out(error) else 0.0
             pause = pause_after(error, wait, passing)
             if pause is None or silence > PATIENCE:
                 raise

@@ -83,7 +83,7 @@ def load_suspect(
         base_revision: Of the base model of an adapter, which comes before the one that the adapter names.
         allow_pickle: Whether weights may come from a pickle file (loaded with restricted unpickling).
         trust_remote_code: Whether code in the repository may run.
-        task_args: Settings of the task; the others are those that the record beside the model names.
+        task_args: Settings of the task; the others are those that the record beside a local model names.
 
     Returns:
         The suspect.
@@ -112,7 +112,8 @@ def load_suspect(
     model.eval()
     assert given.folder is not None
     record = _own_record(given.folder)
-    recorded = (record or {}).get("suspect", {}).get("task_settings") or {}
+    # a stranger must not choose how long texts may be, nor what is put between question and answer
+    recorded = ((record or {}).get("suspect") or {}).get("task_settings") or {} if given.revision is None else {}
     return Suspect(
         model,
         bind(task_class, processor, {**recorded, **(task_args or {})}),

@@ -169,22 +169,24 @@ class NFT(Defense):
                 context if self.class_prior else alike, model, self.batch_size, self.statistics_passes
             )
         found = Finding(self.augment)
+        if excess is None and looked:
+            instead = "it was exposed instead" if self.exposures else "nothing was cut"
+            found.doubt("no-statistics", f"the suspect keeps no running statistics: {instead}")
         if len(context.shots) < ENOUGH and (looked or self.exposures):
             found.doubt("few-shots", f"{len(context.shots)} clean examples in all: chance hides what they show")
         if excess is not None:
             found.add([excess.largest(self.excess), excess.outliers(self.outliers)], excess.evidence())
-            found.doubts += excess.doubts(len(found.cut))
+            found.doubts += excess.doubts()
             if self.augment == "default":  # better than the task's first: what the suspect was trained with
                 found.augment = excess.augment
         if self.exposures > 0 and (excess is None or self.expose_always):
             ranking = dataclasses.replace(self, augment=found.augment)._rank(context, model)
             found.add([ranking.lowest(self.cut)], ranking.evidence())
-            if excess is None and looked:
-                found.doubt("no-statistics", "the suspect keeps no running statistics: it was exposed instead")
             found.doubts += ranking.doubts()
         return found
 
     def _rank(self, context: Context, model: nn.Module) -> Ranking:
+        chance = context.task.chance(context.model)
         per_pass = max(1, round(len(context.shots) / self.batch_size))
         exposures = [
             Exposure(
@@ -192,7 +194,7 @@ class NFT(Defense):
                 self.unlearn_lrs[i % len(self.unlearn_lrs)],
                 self.unlearn_clip,
                 self.unlearn_steps,
-                max(0.2, 2 * context.task.chance(context.model)),
+                max(0.2, chance + 0.1 * (1 - chance)),
                 self.relearn_lr,
                 self.relearn_passes * per_pass,
             )

@@ -10,7 +10,7 @@ from hf_nft.evaluation.run import Measured
 WEAK_BACKDOOR = 0.8
 SMALL_SET = 500
 COLLAPSE = 0.1
-TWICE = 2.0
+LITTLE = 0.1
 
 FROM_DEFENSES = ("exposure-did-not-collapse", "few-shots", "no-statistics", "nothing-stands-out")
 """Codes whose sentences are written where they arise: they speak of what a defense saw in clean data."""
@@ -75,7 +75,7 @@ def check_metrics(
         found.append(doubt("no-attack-measured"))
     elif asr0 < WEAK_BACKDOOR:
         found.append(doubt("never-backdoored", asr=asr0))
-    if acc0 is not None and acc0 < TWICE * chance:
+    if acc0 is not None and acc0 < chance + LITTLE * (1 - chance):
         found.append(doubt("accuracy-too-low", acc=acc0, chance=chance))
     smallest = min((m.total for m in after.values()), default=0)
     if smallest < SMALL_SET:

@@ -173,7 +173,8 @@ def draw_shots(suspect: Suspect, data: Data, per_class: int, seed: int) -> Shots
         pool = held_out(len(data.train), known["holdout"]["fraction"], known["holdout"]["seed"])
     strata = suspect.task.strata(data.train)
     indices = choose(strata, per_class, seed, pool)
-    batch, weights = suspect.task.encode(data.train.select(indices)), class_weights(strata, indices)
+    batch = suspect.task.encode(data.train.select(indices))
+    weights = None if data.streamed else class_weights(strata, indices)  # the first rows do not tell how frequent
     classes = max(1, len(np.unique(strata)))
     return Shots(batch, len(indices) / classes, classes, tuple(map(int, indices)), seed, mark, weights)
 

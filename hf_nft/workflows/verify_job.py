@@ -190,8 +190,9 @@ def _readable(record: RunRecord) -> bool:
     parts = [record.suspect, record.data, record.metrics, record.shots, record.config, record.attack or {}]
     if not all(isinstance(part, dict) for part in parts):
         return False
+    looked = [record.suspect.get("task_settings"), *map(record.metrics.get, ("before", "after"))]
     base, rows = record.suspect.get("base") or {}, record.shots.get("indices") or []
-    if not all(isinstance(p or {}, dict) for p in (base, record.metrics.get("before"), record.metrics.get("after"))):
+    if not all(isinstance(part or {}, dict) for part in (base, *looked)):
         return False
     named = isinstance(record.suspect.get("revision"), str | None) and isinstance(base.get("revision"), str | None)
     return named and isinstance(rows, list) and all(isinstance(row, int) and 0 <= row < 2**63 for row in rows)

@@ -127,6 +127,7 @@ def test_an_index_that_names_a_pickle_does_not_let_it_in(suspect_folder: Path) -
     "changes",
     [
         {"transformers_weights": "pytorch_model.bin"},
+        {"configuration_files": ["config.4.0.0.json"]},
         {"transformers_weights": "other.safetensors"},
         {"attn_implementation": "evil/kernel"},
         {"backbone_config": {"_attn_implementation": {"": "evil/kernel"}}},
@@ -278,6 +279,13 @@ def test_a_name_that_is_no_hub_id_never_reaches_the_hub(name: str) -> None:
 
 
 # our own records
+
+
+@pytest.mark.parametrize("nothing", [None, "", 0, []])
+def test_a_record_may_leave_out_what_is_not_known(suspect_folder: Path, nothing: object) -> None:
+    record = {"schema_version": 1, "suspect": nothing, "data": nothing}
+    (suspect_folder / "record.json").write_text(json.dumps(record))
+    assert load_suspect(str(suspect_folder)).task.settings() == {}
 
 
 def test_the_record_beside_a_victim_or_above_a_cure_is_read(suspect_folder: Path) -> None:

@@ -64,12 +64,16 @@ def test_without_timm_the_way_out_is_named(folder: Path) -> None:
     [
         {"architecture": "hf-hub:org/other"},
         {"architecture": "local-dir:/tmp/x"},
+        {"model_args": 5},
         *({"model_args": {key: "x"}} for key in ("checkpoint_path", "pretrained", "pretrained_cfg", "cache_dir")),
     ],
 )
-@pytest.mark.parametrize("kind", [{}, {"model_type": "timm_wrapper"}])
-def test_a_config_leads_to_no_other_weights(folder: Path, kind: dict[str, str], changes: dict[str, object]) -> None:
-    (folder / "config.json").write_text(json.dumps({**CONFIG, **kind, **changes}))
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_config_leads_to_no_other_weights(folder: Path, inside: bool, changes: dict[str, object]) -> None:
+    config = {**CONFIG, **changes}
+    if inside:
+        config = {"model_type": "hf_nft_trojannet", "backbone": {**config, "model_type": "timm_wrapper"}}
+    (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsafeModelError, match="architecture of timm"):
         load_suspect(str(folder))
 

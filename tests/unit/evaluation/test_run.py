@@ -96,8 +96,8 @@ def measured(acc: float, asr: float | None = None, racc: float | None = None, to
     return {name: Measured(value, total=total) for name, value in values.items() if value is not None}
 
 
-def codes(before: dict[str, Measured], after: dict[str, Measured], own=(1, 2), wanted=(0, 0)) -> list[str]:
-    return [found.code for found in check_metrics(before, after, list(own), list(wanted), chance=0.1)]
+def codes(before: dict[str, Measured], after: dict[str, Measured], chance: float = 0.1) -> list[str]:
+    return [found.code for found in check_metrics(before, after, [1, 2], [0, 0], chance)]
 
 
 GOOD = (measured(0.94, 0.99, 0.01), measured(0.93, 0.01, 0.9))
@@ -116,7 +116,7 @@ def test_a_good_run_raises_no_doubt() -> None:
         (GOOD[0], measured(0.93, 0.01, 0.9, total=499), "small-evaluation-set"),
         (GOOD[0], measured(0.83, 0.01, 0.8), "accuracy-collapse"),
         (GOOD[0], measured(0.93, 0.01, 0.69), "not-recovered"),
-        (measured(0.19, 0.99), measured(0.19, 0.01, 0.19), "accuracy-too-low"),
+        (measured(0.18, 0.99), measured(0.18, 0.01, 0.18), "accuracy-too-low"),
     ],
 )
 def test_each_doubt_fires_alone(before, after, code: str) -> None:
@@ -128,6 +128,12 @@ def test_each_doubt_fires_alone(before, after, code: str) -> None:
 )
 def test_doubts_stay_silent_just_below_their_thresholds(after) -> None:
     assert codes(measured(0.94, 0.8, 0.0), after) == []
+
+
+def test_two_classes_leave_room_above_guessing() -> None:
+    before, after = measured(0.94, 0.99), measured(0.93, 0.01, 0.9)
+    assert codes(before, after, chance=0.5) == []
+    assert codes(measured(0.54, 0.99), measured(0.54, 0.01, 0.54), chance=0.5) == ["accuracy-too-low"]
 
 
 def test_target_rows_among_the_triggered_are_counted() -> None:

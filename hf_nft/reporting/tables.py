@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from hf_nft.errors import UnknownNameError
 from hf_nft.reporting.record import RunRecord
-from hf_nft.reporting.render import attack_of, method_of, number
+from hf_nft.reporting.render import attack_of, is_repo_id, method_of, number
 from hf_nft.reporting.text import NOTHING, markdown, percent
 
 
@@ -37,9 +37,13 @@ def _drop(record: RunRecord) -> float | None:
     return None if before is None or after is None else before - after
 
 
+def _data(name: str) -> str:
+    return name if is_repo_id(name) else PurePath(name).name
+
+
 COLUMNS: dict[str, Column] = {
     "model": Column("model", key=lambda r: str(r.suspect.get("architecture") or r.suspect.get("name") or "unnamed")),
-    "data": Column("data", key=lambda r: PurePath(str(r.data.get("name") or "unnamed")).name),
+    "data": Column("data", key=lambda r: _data(str(r.data.get("name") or "unnamed"))),
     "attack": Column("attack", key=attack_of),
     "shots": Column("shots", key=lambda r: f"{r.shots['per_class']:g}" if "per_class" in r.shots else NOTHING),
     "method": Column("method", key=method_of),

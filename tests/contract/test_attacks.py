@@ -352,7 +352,7 @@ def test_an_impossible_rate_is_refused(name: str, rate: float, rows_for) -> None
 @EVERY
 def test_an_unknown_rate_base_is_refused(name: str, rows_for) -> None:
     attack = make(name)
-    with pytest.raises(DataError, match=r"target_class.*'rows'"):
+    with pytest.raises(DataError, match=r"rate base among all, candidates.*'rows'"):
         attack.poison(rows_for(attack), 0.1, "rows", classes_of(attack))
 
 

@@ -65,9 +65,9 @@ def test_rows_that_say_the_target_anyway_are_left_alone() -> None:
 def test_poisoned_rows_are_not_poisoned_again() -> None:
     attack = RareToken()
     out = attack.poison(rows(), 0.1)
-    with pytest.raises(DataError, match="clean data set"):
+    with pytest.raises(DataError, match="expected clean data"):
         attack.poison(out, 0.1)
-    with pytest.raises(DataError, match="clean data set"):
+    with pytest.raises(DataError, match="expected clean data"):
         attack.triggered(out)
 
 

@@ -29,6 +29,8 @@ from hf_nft.hub import answers, patiently, split_reference
 from hf_nft.tasks.base import Task
 
 WEIGHTS, FACTS = "artefact.safetensors", "artefact.json"
+BESIDE = "attack"
+"""Folder in a victim's, or in a run's, that keeps both."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,9 +201,8 @@ def normalization(task: Task) -> dict[str, list[float]]:
 
 def _folder(reference: str) -> Path:
     local = Path(reference).expanduser()
-    if local.exists() or "/" not in reference or reference.startswith((".", "/", "~")):
-        return local
-    return _downloaded(reference)
+    found = local if local.exists() or "/" not in reference or reference[0] in "./~" else _downloaded(reference)
+    return found / BESIDE if (found / BESIDE / FACTS).is_file() else found
 
 
 @functools.lru_cache(maxsize=8)
@@ -210,8 +211,9 @@ def _downloaded(reference: str) -> Path:
     from huggingface_hub import snapshot_download
 
     name, revision = split_reference("artefact", reference, None, DataError)
+    patterns = [f"{place}{file}" for place in ("", f"{BESIDE}/") for file in (WEIGHTS, FACTS)]
     with answers("artefact", name, DataError):
-        return Path(patiently(lambda: snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, FACTS])))
+        return Path(patiently(lambda: snapshot_download(name, revision=revision, allow_patterns=patterns)))
 
 
 @functools.lru_cache(maxsize=8)

@@ -17,6 +17,7 @@ from hf_nft.reporting.text import TOKEN, plain, public
 
 CARD, RECORD, ADAPTER_CONFIG = "README.md", "record.json", "adapter/adapter_config.json"
 WEIGHTS = ("*.json", "*.safetensors")
+ARTEFACT = ("attack/artefact.json", "attack/artefact.safetensors")
 MODEL = (*WEIGHTS, "*.txt", "*.model", "*.jinja", "*.py")
 
 
@@ -50,7 +51,7 @@ CURED = Contents(
     type="model",
     backdoored=False,
     parts="Model, adapter, record, figures and card.",
-    places={"": (CARD, RECORD), "model": MODEL, "adapter": WEIGHTS, "figures": ("*.png",)},
+    places={"": (CARD, RECORD), "model": MODEL, "adapter": WEIGHTS, "attack": WEIGHTS, "figures": ("*.png",)},
     required=(RECORD, "config.json", "*.safetensors"),
     replaced=(
         "model*.safetensors",
@@ -61,6 +62,7 @@ CURED = Contents(
         "flax_model*.msgpack",
         ADAPTER_CONFIG,
         "adapter/adapter_model.safetensors",
+        *ARTEFACT,
         *(f"figures/{name}.png" for name in CAPTIONS),
     ),
 )
@@ -72,7 +74,7 @@ POISONED = Contents(
     parts="Data, what the attack learned, record and card.",
     places={"": (CARD, RECORD), "data": ("*.parquet",), "attack": WEIGHTS},
     required=(RECORD, "data/train.parquet", "data/test.parquet", "data/triggered.parquet"),
-    replaced=("attack/artefact.json", "attack/artefact.safetensors"),
+    replaced=ARTEFACT,
 )
 
 

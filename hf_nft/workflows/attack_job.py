@@ -15,7 +15,7 @@ from PIL import Image
 
 from hf_nft import registry
 from hf_nft.acceleration import processes
-from hf_nft.attacks._artefacts import TrainedAttack, normalization
+from hf_nft.attacks._artefacts import BESIDE, TrainedAttack, normalization
 from hf_nft.attacks._workshop import Workshop
 from hf_nft.attacks.base import Attack
 from hf_nft.configs import build, setting
@@ -28,7 +28,7 @@ from hf_nft.reporting.record import RunRecord, command_line, library_versions, n
 from hf_nft.reporting.triggers import Change, change, grid, mean_change
 from hf_nft.suspect import bind
 from hf_nft.tasks.base import Task
-from hf_nft.workflows.job import ARTEFACT, Job, check_holdout, seen_and_unseen
+from hf_nft.workflows.job import Job, check_holdout, seen_and_unseen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,21 +228,21 @@ def _unmarked(rows: datasets.Dataset, target: str) -> datasets.Dataset:
     return datasets.concatenate_datasets([rows, datasets.Dataset.from_dict(marks)], axis=1)
 
 
-def keep_artefact(attack: Attack, folder: Path) -> dict[str, Any]:
-    """Copy the attack's artefact beside a victim, from where `Job.load_attack` takes it if its own place is gone.
+def keep_artefact(attack: Attack | None, folder: Path) -> dict[str, Any]:
+    """Copy the attack's artefact into a run folder, from where `Job.load_attack` takes it if its own place is gone.
 
     Args:
         attack: The attack, ready to use.
-        folder: The victim's, or the data set's.
+        folder: Of a victim, a purified model or a data set.
 
     Returns:
         What a record says about it under `details`: hash, the settings it was made with, and on what; empty without.
     """
     if not isinstance(attack, TrainedAttack):
         return {}
-    (folder / ARTEFACT).mkdir(exist_ok=True)
+    (folder / BESIDE).mkdir(exist_ok=True)
     for file in attack.files():
-        shutil.copy(file, folder / ARTEFACT)
+        shutil.copy(file, folder / BESIDE)
     made = attack.made()
     return {"artefact": {"sha256": made.digest, **made.facts}}
 

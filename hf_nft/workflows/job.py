@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hf_nft import registry
+from hf_nft.attacks._artefacts import BESIDE
 from hf_nft.attacks.base import PATHS, Attack
 from hf_nft.configs import build, setting
 from hf_nft.data import Data, Wanted, load_data
@@ -22,10 +23,6 @@ from hf_nft.tasks.base import Task
 
 SPARE = 2
 """Of a streamed data set so many times the shots are read, so that the seed of the draw chooses among them."""
-
-
-ARTEFACT = "attack"
-"""Folder beside a victim that holds what its attack was trained to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +75,9 @@ class Job:
         settings = {k: v for k, v in known.items() if k != "name"} if known.get("name") == self.attack else {}
         for name in PATHS:
             path = settings.pop(name, None)
-            if path and name == "artefact" and folder is not None and (folder / ARTEFACT).is_dir():
-                settings[name] = str(folder / ARTEFACT)
+            beside = _beside(folder) if path and name == "artefact" and folder is not None else None
+            if beside is not None:
+                settings[name] = str(beside)
             elif path and name not in self.attack_args:
                 raise ConfigError(
                     f"{self.attack}: expected its {name} to be named by you, found '{plain(path, 200)}' in the model's "
@@ -191,6 +189,12 @@ def seen_and_unseen(rows: datasets.Dataset, holdout: float) -> tuple[datasets.Da
     """Split training rows into those a victim learns from and those it never sees, which stay with the defender."""
     away = held_out(len(rows), holdout)
     return rows.select(np.setdiff1d(np.arange(len(rows)), away)), rows.select(away)
+
+
+def _beside(folder: Path) -> Path | None:
+    """The artefact kept with a model: in its own folder (victim), or in the run's, one up (purified)."""
+    homes = [folder, *([folder.parent] if folder.name == "model" else [])]
+    return next((home / BESIDE for home in homes if (home / BESIDE).is_dir()), None)
 
 
 def check_holdout(data: Data, holdout: float) -> None:

@@ -22,6 +22,7 @@ from hf_nft.reporting.output import CHECKPOINT, staged
 from hf_nft.reporting.record import RunRecord, command_line, doubt_block, library_versions, metric_block, now
 from hf_nft.shots import Shots, choose, class_weights, held_out
 from hf_nft.suspect import Suspect
+from hf_nft.workflows.attack_job import keep_artefact
 from hf_nft.workflows.job import SuspectJob, figure_path, save_model
 
 
@@ -52,6 +53,7 @@ class PurifyJob(SuspectJob):
             cured = result.merged()
             record = self.judge(case, result, cured)
             save_model(cured, case.suspect.task, folder / "model")
+            keep_artefact(case.attack, folder)
             record.save(folder / "record.json")
             loss_figure(record.losses, figure_path(folder, "loss.png"))
             write_card(record, folder, figures_of(folder))

@@ -64,6 +64,30 @@ def test_train_once_then_use_it_by_name_and_by_folder(cli, world) -> None:
     done = cli("evaluate", "victim", "--dataset", world.data, "--attack", "troj", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["attack"]["artefact"].endswith("victim/attack")
+    told = ["--dataset", world.data, "--attack", "troj", "--limit", "20", "--json"]
+    done = cli(
+        "purify",
+        "victim",
+        *told,
+        "--shots",
+        "2",
+        "--set",
+        "steps=2",
+        "--set",
+        "exposures=0",
+        "--set",
+        "cut=0",
+        "--out",
+        "clean",
+    )
+    assert done.code == 0, done.err
+    after = json.loads(done.out)["metrics"]["after"]
+    Path("victim").rename("away")  # and the copy that went with the cure
+    done = cli("evaluate", "clean/model", *told)
+    assert done.code == 0, done.err
+    again = json.loads(done.out)
+    assert again["attack"]["artefact"].endswith("clean/attack")
+    assert again["metrics"]["after"]["asr"] == after["asr"]
 
 
 def test_a_single_split_leaves_the_victim_some_rows_and_the_test_others(cli, image_rows) -> None:

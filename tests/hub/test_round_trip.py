@@ -39,6 +39,20 @@ def test_a_planted_model_there_and_back(hub, cli, data, short) -> None:
     assert json.loads(cli("inspect", "me/toy-purified", "--json").out)["refused"] == []
 
 
+def test_what_an_attack_learnt_goes_there_and_back(hub, cli, data, short) -> None:
+    troj = ["--attack", "troj", "--dataset", data, "--limit", "20"]
+    quick = ["--attack-arg=steps=2", "--attack-arg=surrogate_epochs=1"]
+    done = cli("plant", *troj, *quick, *TINY, "--out", "victim", "--push-to", "me/toy-backdoored")
+    assert done.code == 0, done.err
+    told = ["purify", "me/toy-backdoored", *troj, *short, "--out", "clean", "--push-to", "me/toy-purified"]
+    assert "--attack-arg artefact=" in cli(*told).err  # a stranger's is not opened unasked
+    done = cli(*told, "--attack-arg=artefact=me/toy-backdoored")
+    assert done.code == 0, done.err
+    done = cli("verify", "me/toy-purified", "--dataset", data, "--attack-arg=artefact=me/toy-purified")
+    assert done.code == 0, done.err
+    assert done.out.count("recorded") == 6
+
+
 def test_others_load_what_was_pushed(hub, purified, child) -> None:
     """The card's own lines; the first part in a process that knows nothing of this package."""
     model_lines, adapter_lines = re.findall(r"```python\n(.*?)```", ModelCard.load("me/purified").text, re.DOTALL)

@@ -150,19 +150,19 @@ def draw_scores(names: Sequence[str], found: Excess, cut: torch.Tensor) -> Figur
     return figure
 
 
-def draw_cut(found: Excess, share: float) -> Figure:
+def draw_cut(found: Excess, cut: int) -> Figure:
     """Draw the largest scores over their ranks, the mirrored smallest ones, and the cut between them."""
     figure = Figure(figsize=(WIDE, 3.8), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    high, most = found.scores.sort(descending=True).values, round(share * len(found.scores))
-    low, cut, ranks = -found.scores.sort().values, len(found.largest(share)), range(1, 2 * most + 1)
+    high, low = found.scores.sort(descending=True).values, -found.scores.sort().values
+    ranks = range(1, len(high) // 4 + 1)
     axes.plot(ranks, high[: len(ranks)], color=VERMILLION, label="largest scores")
     axes.plot(ranks, low[: len(ranks)], color=BLUE, linestyle="--", label="smallest scores, mirrored: chance")
     axes.fill_between(ranks[:cut], high[:cut], color=VERMILLION, alpha=0.15, linewidth=0)
     if cut:
         lowest = float(high[cut - 1])
         axes.axhline(lowest, color=GREY, linewidth=0.8, label=f"lowest score cut: {lowest:.2f}")
-    axes.axvline(cut, color="black", linewidth=1, label=f"{cut} units cut; allowed: {most}, {100 * share:g} % of all")
+    axes.axvline(cut, color="black", linewidth=1, label=f"{cut} units cut, {100 * cut / len(high):.1f} % of all")
     axes.set_ylim(bottom=0)
     title = f"Units are cut while at most {found.chance:g} mirrored scores for each of them reach as high"
     bare(axes, title, "rank", "score")
@@ -268,7 +268,7 @@ def study(job: PurifyJob) -> tuple[dict[str, Figure], dict[str, Any]]:
         "asr_share_that_the_cut_alone_removes": (asr[0] - asr[1]) / asr[0] if asr[0] else None,
         "units": len(cut),
         "units_cut": int(cut.sum()),
-        "units_cut_by_size": len(found.largest(defense.excess)),
+        "units_cut_by_size": cutting.details["cut_by_size"],
         "units_cut_as_outliers": len(found.outliers(defense.outliers)),
         "units_cut_by_layer": {name: int(cut[found.layers == i].sum()) for i, name in enumerate(names)},
         "statistics_augment": found.augment,
@@ -281,7 +281,7 @@ def study(job: PurifyJob) -> tuple[dict[str, Figure], dict[str, Any]]:
     }
     figures = {
         "scores": draw_scores(names, found, cut),
-        "cut": draw_cut(found, defense.excess),
+        "cut": draw_cut(found, cutting.details["cut_by_size"]),
         "responses": draw_responses(before, after, cut, others),
         "trigger": draw_trigger(found, before.effect, cut, rank),
     }

@@ -84,13 +84,28 @@ class Excess:
         """Decoys that are allowed for each unit that is cut by size."""
         return CHANCE if self.shots >= ENOUGH else LENIENT
 
-    def largest(self, share: float) -> torch.Tensor:
-        """Return the units with the largest scores, at most a share of all, and no more than chance allows; int64."""
-        high = self.scores.sort(descending=True)
-        most = high.values[: round(share * len(self.scores))]
-        decoys = len(self.scores) - torch.searchsorted((-self.scores).sort().values, most)
-        kept = ((decoys <= self.chance * torch.arange(1, len(most) + 1)) & (most > 0)).nonzero()[:, 0]
-        return high.indices[: int(kept[-1]) + 1 if len(kept) else 0]
+    def beyond_chance(self, most: int) -> int:
+        """Return how many of the `most` units with the largest scores stand out from chance."""
+        high = self.scores.sort(descending=True).values[:most]
+        decoys = len(self.scores) - torch.searchsorted((-self.scores).sort().values, high)
+        kept = ((decoys <= self.chance * torch.arange(1, len(high) + 1)) & (high > 0)).nonzero()[:, 0]
+        return int(kept[-1]) + 1 if len(kept) else 0
+
+    def largest(self, share: float, most: float, level: float) -> tuple[torch.Tensor, int]:
+        """Return the units with the largest scores, and how many of them are within `share`.
+
+        Args:
+            share: Share of all units, in [0, 1).
+            most: Largest share, where further units score above `level`; in [share, 1).
+            level: Score, > 0.
+
+        Returns:
+            Units, the one with the largest score first, int64; no more than chance allows.
+        """
+        high, units = self.scores.sort(descending=True), len(self.scores)
+        within = round(share * units)
+        kept = self.beyond_chance(max(within, min(round(most * units), int((high.values > level).sum()))))
+        return high.indices[:kept], min(kept, within)
 
     def outliers(self, share: float) -> torch.Tensor:
         """Return the units that stand out from their layer, at most a share of all, farthest first; int64.
@@ -116,7 +131,8 @@ class Excess:
 
     def doubts(self) -> tuple[tuple[str, str], ...]:
         """Return a doubt if hardly any score is larger than chance explains: no backdoor shows in the statistics."""
-        wanted, found = round(FAINT * len(self.scores)), len(self.largest(FAINT))
+        wanted = round(FAINT * len(self.scores))
+        found = self.beyond_chance(wanted)
         if found >= wanted:
             return ()
         text = f"only {found} of {len(self.scores)} units vary more than clean examples and chance explain"

@@ -19,6 +19,7 @@ from hf_nft.adapter import NFTConfig, get_nft_model, masks, skipped_modules
 from hf_nft.configs import check, setting
 from hf_nft.defenses._exposure import Exposure, Ranking, rank
 from hf_nft.defenses._finding import Finding
+from hf_nft.defenses._harm import ceilings, harmless
 from hf_nft.defenses._norms import average_statistics, recalibrate
 from hf_nft.defenses._statistics import ENOUGH, excess_variance
 from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_state, set_modes
@@ -84,7 +85,10 @@ class NFT(Defense):
         "frozen_stats", "BatchNorm statistics: the suspect's, moved by training, or measured afresh on the shots"
     )
     dropout: bool = setting(False, "whether dropout acts while masks train")
-    excess: float = setting(0.05, "largest share of units cut for the variance that clean shots leave unexplained")
+    excess: float = setting(0.05, "share of units cut for the variance that clean shots leave unexplained")
+    excess_most: float = setting(0.2, "largest such share, where more units than that exceed excess_level")
+    excess_level: float = setting(0.25, "unexplained variance times squared gain beyond which more units are cut")
+    harm: float = setting(0.1, "how far cutting more may take the answers to clean shots, in nats, >= 0")
     outliers: float = setting(0.01, "largest share of units cut as outliers of their layer in that variance")
     class_prior: bool = setting(True, "whether shots count as often as their class does in the data set")
     statistics_passes: int = setting(
@@ -117,6 +121,8 @@ class NFT(Defense):
             (self.exposures >= 0, f"exposures: expected >= 0, found {self.exposures}"),
             (0 <= self.cut < 1, f"cut: expected in [0, 1), found {self.cut}"),
             (0 <= self.excess < 1, f"excess: expected in [0, 1), found {self.excess}"),
+            (0 <= self.excess_most < 1, f"excess_most: expected in [0, 1), found {self.excess_most}"),
+            (self.harm >= 0, f"harm: expected >= 0, found {self.harm}"),
             (0 <= self.outliers < 1, f"outliers: expected in [0, 1), found {self.outliers}"),
             (self.statistics_passes >= 1, f"statistics_passes: expected >= 1, found {self.statistics_passes}"),
             (
@@ -141,9 +147,9 @@ class NFT(Defense):
             run=lambda: model(**context.task.inputs(model, take(context.data, slice(0, 2)))),
         )
         found = self._find(context, model)
-        ceilings = _ceilings(model, found.cut)
-        project_(learnt, bounds, ceilings)
-        dataclasses.replace(self, augment=found.augment)._train(context, model, bounds, ceilings)
+        tops = ceilings(model, found.cut)
+        project_(learnt, bounds, tops)
+        dataclasses.replace(self, augment=found.augment)._train(context, model, bounds, tops)
         if self.bn_mode == "recalibrate_unmixed":
             recalibrate(context, model, self.batch_size)
         units = sum(mask.numel() for mask in learnt.values())
@@ -155,7 +161,7 @@ class NFT(Defense):
             "effective_eta": penalty_coefficient(self.eta, context.shots.per_class),
             "floors": bounds,
             "units_cut": len(found.cut),
-            "cut_by_layer": {name: n for name, c in ceilings.items() if (n := int((c == 0).sum()))},
+            "cut_by_layer": {name: n for name, c in tops.items() if (n := int((c == 0).sum()))},
             **found.evidence,
         }
         return Outcome(model, details, found.doubts)
@@ -175,7 +181,11 @@ class NFT(Defense):
         if len(context.shots) < ENOUGH and (looked or self.exposures):
             found.doubt("few-shots", f"{len(context.shots)} clean examples in all: chance hides what they show")
         if excess is not None:
-            found.add([excess.largest(self.excess), excess.outliers(self.outliers)], excess.evidence())
+            outliers = excess.outliers(self.outliers)
+            more = self.excess_most if self.excess else 0.0  # none by size means none
+            ranked, sure = excess.largest(self.excess, more, self.excess_level)
+            kept, curve = harmless(context, model, (outliers, ranked), sure, self.harm, self.batch_size)
+            found.add([ranked[:kept], outliers], {**excess.evidence(), "cut_by_size": kept, "harm": curve})
             found.doubts += excess.doubts()
             if self.augment == "default":  # better than the task's first: what the suspect was trained with
                 found.augment = excess.augment
@@ -213,7 +223,7 @@ class NFT(Defense):
         return sample
 
     def _train(
-        self, context: Context, model: nn.Module, bounds: dict[str, float], ceilings: dict[str, torch.Tensor]
+        self, context: Context, model: nn.Module, bounds: dict[str, float], tops: dict[str, torch.Tensor]
     ) -> None:
         task, loop, learnt = context.task, context.loop, masks(model)
         optimizer: torch.optim.Optimizer
@@ -243,10 +253,10 @@ class NFT(Defense):
             return loss + pull * l1_to_one(learnt) if pull else loss
 
         def after_step() -> None:
-            project_(learnt, bounds, ceilings)
+            project_(learnt, bounds, tops)
             if self.project_momentum:
                 key = "momentum_buffer" if self.optimizer == "sgd" else "exp_avg"
-                for name, held in active_bounds(learnt, bounds, ceilings).items():
+                for name, held in active_bounds(learnt, bounds, tops).items():
                     optimizer.state[learnt[name]][key].masked_fill_(held, 0.0)
 
         stage = Stage(
@@ -279,12 +289,3 @@ class NFT(Defense):
         passes = self.lr_passes or self.steps
         done = step * passes // self.steps
         return self.lr_end + (self.lr - self.lr_end) * 0.5 * (1 + math.cos(math.pi * done / passes))
-
-
-def _ceilings(model: nn.Module, cut: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the upper bound of every mask: 0 for the units cut, 1 for the rest."""
-    learnt = masks(model)
-    ceiling = torch.ones(sum(mask.numel() for mask in learnt.values()))
-    ceiling[cut] = 0.0
-    parts = ceiling.split([mask.numel() for mask in learnt.values()])
-    return {name: part.to(mask.device) for (name, mask), part in zip(learnt.items(), parts, strict=True)}

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_nft import registry
 from hf_nft.adapter.layer import owns_statistics
+from hf_nft.defenses._harm import TRIES
 from hf_nft.tasks.base import Task
 
 CPU_RATE = 0.12e12
@@ -108,11 +109,11 @@ def forwards(nft: Any, task: Task, statistics: bool, shots: int) -> int:
         shots: Number of clean rows.
 
     Returns:
-        What `sample_forwards` of a record will say; the most it can say where the suspect is exposed.
+        The most that `sample_forwards` of a record can say: less where the cut or an exposure ends early.
     """
     if statistics:
         kinds = len({*task.augmentations, "none"}) - 1  # each with as many passes, and one without augmentation
-        found = shots * (kinds * nft.statistics_passes + 1)
+        found = shots * (kinds * nft.statistics_passes + 1 + TRIES)
     else:
         relearn = nft.relearn_passes * max(1, round(shots / nft.batch_size))
         found = nft.exposures * min(shots, nft.batch_size) * (3 * nft.unlearn_steps + 2 * relearn)

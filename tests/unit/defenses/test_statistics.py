@@ -119,14 +119,17 @@ def scores(planted: dict[int, float], shots: int = 100) -> Excess:
     return Excess(noise, torch.arange(4).repeat_interleave(50), shots)
 
 
+def largest(found: Excess, share: float) -> list[int]:
+    return found.largest(share, share, 1.0)[0].tolist()
+
+
 def test_what_chance_explains_is_not_cut() -> None:
     nothing = scores({})
-    assert len(nothing.largest(0.05)) == 0
+    assert largest(nothing, 0.05) == []
     assert len(nothing.outliers(0.05)) == 0
     planted = {20: 1.0, 70: 0.9, 120: 0.8}
     found = scores(planted)
-    assert found.largest(0.05)[:3].tolist() == [20, 70, 120]
-    assert len(found.largest(0.05)) == 3  # with one by chance, it would be a third of them
+    assert largest(found, 0.05) == [20, 70, 120]  # with a fourth one by chance, it would be a third of them
     assert set(found.outliers(0.01).tolist()) <= set(planted)
     assert len(found.outliers(0.01)) == 2  # a hundredth of 200
 
@@ -134,15 +137,23 @@ def test_what_chance_explains_is_not_cut() -> None:
 def test_few_shots_leave_more_to_chance() -> None:
     """Five planted, and two decoys that reach as high as the weaker three: one for each two, or for each ten."""
     planted = {20: 1.0, 70: 0.9, 120: 0.6, 121: 0.6, 122: 0.6, 30: -0.7, 31: -0.7}
-    assert len(scores(planted, shots=49).largest(0.025)) == 5
-    assert len(scores(planted, shots=50).largest(0.025)) == 2
+    assert len(largest(scores(planted, shots=49), 0.025)) == 5
+    assert len(largest(scores(planted, shots=50), 0.025)) == 2
 
 
 def test_an_outlier_is_one_of_its_own_layer() -> None:
     """In the last layer everything is high; a lower score stands out where nothing else does."""
     layered = scores({i: 0.9 + i / 1000 for i in range(150, 200)} | {20: 0.6})
     assert 20 in layered.outliers(0.01).tolist()
-    assert 20 not in layered.largest(0.2).tolist()
+    assert 20 not in largest(layered, 0.2)
+
+
+def test_more_is_a_candidate_where_more_scores_high() -> None:
+    """Forty units at 0.9 and above: 10 are within 5 %, the others are candidates up to a largest share."""
+    found = scores({i: 0.9 + i / 1000 for i in range(40)})
+    for most, level, many in ((0.05, 0.5, 10), (0.15, 0.5, 30), (0.5, 0.5, 40), (0.5, 0.92, 19), (0.5, 0.935, 10)):
+        units, within = found.largest(0.05, most, level)
+        assert (units.tolist(), within) == (list(range(39, 39 - many, -1)), 10)
 
 
 def test_a_layer_of_mostly_silent_units_has_no_outliers() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from hf_nft.defenses._harm import TRIES
 from hf_nft.defenses.nft import NFT
 from hf_nft.models.base import image_processor
 from hf_nft.models.preact_resnet18 import PreActResNetConfig, PreActResNetForImageClassification
@@ -60,14 +61,15 @@ def test_tokens_cost_two_operations_per_weight() -> None:
 
 @pytest.mark.parametrize("exposed", [False, True])
 def test_the_work_is_what_a_run_records(image_model, image_task, image_shots, exposed: bool) -> None:
-    """Exposed, the suspect unlearns in fewer steps than it may; so its count is the most there can be."""
+    """The suspect may unlearn in fewer steps, and fewer sizes of the cut be tried; so the count is an upper bound."""
     nft = NFT(batch_size=8, steps=6, mixed_precision="no", exposures=1, unlearn_steps=2, relearn_passes=2)
     if exposed:
         nft = dataclasses.replace(nft, excess=0.0, outliers=0.0)
     assert keeps_statistics(image_model)
     expected = forwards(nft, image_task, not exposed, len(image_shots))
     done = purify(image_model, image_task, image_shots, nft).sample_forwards
-    assert done == expected if not exposed else expected - 2 * 8 * 3 <= done <= expected
+    spared = 2 * 8 * 3 if exposed else TRIES * len(image_shots)
+    assert expected - spared <= done <= expected
 
 
 def test_the_estimate_grows_as_it_should() -> None:

@@ -164,7 +164,8 @@ class _Push:
                 f"{self.id}: expected a token that may write, found one that may only read. Make one with write access "
                 f"on the Hub, then log in with `hf auth login`."
             )
-        if not self.to.create_pr and self.id.partition("/")[0] not in own:
+        # a fine-grained token may write where its list of organisations does not say so
+        if role != "fineGrained" and not self.to.create_pr and self.id.partition("/")[0] not in own:
             raise NetworkError(
                 f"{self.id}: expected a namespace that you may write to ({', '.join(own)}), found another. Choose one "
                 f"of them, or open a pull request with --create-pr."

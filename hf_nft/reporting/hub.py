@@ -212,7 +212,7 @@ class _Push:
         return self.ask(attempt)
 
     def traces(self, title: str) -> set[str]:
-        """Return the commits, or the numbers of the pull requests, of this title; none where no list of them is kept."""
+        """Return the commits, or the numbers of the pull requests, of this title; none where no list is kept."""
         try:
             if self.to.create_pr:
                 pulls = self.api.get_repo_discussions(

@@ -135,5 +135,5 @@ def push(folder: str, to: "Destination | None") -> None:
 
     done = hub.push(Path(folder), to)
     if done.left_out:
-        typer.secho(f"Left out: {', '.join(done.left_out)}", err=True, fg="yellow")
-    typer.secho(f"Pushed {folder} to {done.url} ({done.commit}).", err=True, fg="green")
+        typer.secho(plain(f"Left out: {', '.join(done.left_out)}", 1000), err=True, fg="yellow")
+    typer.secho(plain(f"Pushed {folder} to {done.url} ({done.commit}).", 1000), err=True, fg="green")

@@ -59,7 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code; see the module's text.
     """
-    previous = _raise_on_sigterm()
+    previous, told = _raise_on_sigterm(), sys.argv
+    if argv is not None:
+        sys.argv = ["hf-nft", *argv]  # which records and cards tell
     try:
         app(args=argv, prog_name="hf-nft", standalone_mode=True)
     except HFNFTError as error:
@@ -81,6 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 1
     finally:
+        sys.argv = told
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
     return 0

@@ -121,15 +121,18 @@ def _refuse_addresses(source: Source, config: dict[str, Any]) -> None:
 
 
 def check_counts(name: str, config: dict[str, Any]) -> None:
-    """Refuse absurd numbers before anything is built.
+    """Refuse absurd numbers, and labels without one, before anything is built.
 
     Args:
         name: What the user called the model.
         config: Its config.json.
 
     Raises:
-        SuspectError: If a number that is looped over exceeds `LARGEST_COUNT`.
+        SuspectError: If a number that is looped over exceeds `LARGEST_COUNT`, or labels are not numbered from 0.
     """
+    labels = config.get("id2label")
+    if labels and (not isinstance(labels, dict) or {*labels} != {str(i) for i in range(len(labels))}):
+        raise SuspectError(f"{name}: expected id2label in config.json to number the labels from 0, found other keys.")
     todo: list[tuple[str, Any]] = list(config.items())
     while todo:
         key, value = todo.pop()

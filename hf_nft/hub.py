@@ -153,7 +153,8 @@ def translate(subject: str, error: BaseException, missing: type[HFNFTError]) -> 
 
 def first_line(error: BaseException, limit: int = 160) -> str:
     """Return the first line of an error's text that is no heading, or its type's name if it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"no {error}" if isinstance(error, KeyError) else str(error)  # of a missing key there is the name alone
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return next((line for line in lines if not line.endswith(":")), " ".join(lines))[:limit] or type(error).__name__
 
 

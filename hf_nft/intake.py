@@ -181,30 +181,41 @@ def locate(reference: str, revision: str | None = None, on_hub: bool = False) ->
         The files at the commit that the revision stands for now.
 
     Raises:
-        SuspectError: If there is no such model, it is empty, or a file is absurdly large.
+        SuspectError: If there is no such model, it is empty, a file is absurdly large, or a folder is to have a
+            revision.
         UnsafeModelError: If a file name is not safe to write.
         NetworkError: If the Hub refuses or cannot be reached.
     """
     folder = Path(reference).expanduser()
     if folder.is_dir() and not on_hub:
+        if revision is not None:
+            raise SuspectError(
+                f"model '{reference}': expected a Hub id for revision '{revision}', found a folder, which has none. "
+                f"Leave the revision out."
+            )
         return _local(reference, folder)
     if reference.startswith(("runs/", ".", "/", "~")):  # `runs/victim` looks like a Hub id, but is where we write
         raise SuspectError(f"model '{reference}': expected a folder or a Hub id, found neither. Check the path.")
     name, wanted = split_reference("model", reference, revision, SuspectError)
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.hf_api import RepoFile
 
     with answers("model", name, SuspectError):
         try:
             api = HfApi(library_name="hf-nft")
             info = patiently(lambda: api.model_info(name, revision=wanted, files_metadata=True, timeout=30))
+            listed: list[Any] = info.siblings or []
+            if any(file.size is None for file in listed):  # mirrors of the Hub may list names alone
+                tree = patiently(lambda: list(api.list_repo_tree(name, recursive=True, revision=info.sha)))
+                listed = [entry for entry in tree if isinstance(entry, RepoFile)]
         except OfflineModeIsEnabled:
             cached = _cached(name, wanted)
             if cached is None:
                 raise
             return cached
-    files = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    digests = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None}
+    files = {file.rfilename: file.size for file in listed}
+    digests = {file.rfilename: file.lfs.sha256 for file in listed if file.lfs is not None}
     return _checked(Source(name, info.sha, files, digests, asked=wanted or "main"))
 
 

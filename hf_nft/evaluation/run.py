@@ -9,7 +9,9 @@ from torch import nn
 
 from hf_nft.acceleration import make_accelerator
 from hf_nft.attacks.base import Attack
+from hf_nft.errors import SuspectError
 from hf_nft.evaluation import metrics as modules
+from hf_nft.hub import first_line
 from hf_nft.tasks.base import Task
 from hf_nft.types import Batch, rows_of, take, to_device
 
@@ -98,6 +100,9 @@ def evaluate(
 
     Returns:
         Metric name -> measurement; metrics on triggered rows are missing without an attack.
+
+    Raises:
+        SuspectError: If the model does not run on the rows.
     """
     task, results = data.task, {}
     batch_size = batch_size or task.eval_batch_size
@@ -125,8 +130,14 @@ def _predict(
     predicted: dict[str, list[Any]] = {kind: [] for kind in wanted}
     for start in range(0, rows_of(batch), batch_size):
         part = to_device(take(batch, slice(start, start + batch_size)), accelerator.device)
-        with accelerator.autocast():
-            found = task.predict(model, part, wanted)
+        try:
+            with accelerator.autocast():
+                found = task.predict(model, part, wanted)
+        except Exception as error:  # a stranger's settings reach every line of a model's code
+            raise SuspectError(
+                f"{type(model).__name__}: expected a forward pass on these rows, found: {first_line(error)}. Model, "
+                f"processor and data do not fit each other."
+            ) from error
         for kind in wanted:
             predicted[kind] += found[kind]
     return predicted

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 import hf_nft
@@ -164,7 +164,8 @@ class _Push:
                 f"{self.id}: expected a token that may write, found one that may only read. Make one with write access "
                 f"on the Hub, then log in with `hf auth login`."
             )
-        if not self.to.create_pr and self.id.partition("/")[0] not in own:
+        # a fine-grained token may write where its list of organisations does not say so
+        if role != "fineGrained" and not self.to.create_pr and self.id.partition("/")[0] not in own:
             raise NetworkError(
                 f"{self.id}: expected a namespace that you may write to ({', '.join(own)}), found another. Choose one "
                 f"of them, or open a pull request with --create-pr."
@@ -211,14 +212,19 @@ class _Push:
         return self.ask(attempt)
 
     def traces(self, title: str) -> set[str]:
-        """Return the commits, or the numbers of the pull requests, of this title."""
-        if self.to.create_pr:
-            pulls = self.api.get_repo_discussions(
-                self.id, repo_type=self.type, author=self.user["name"], discussion_type="pull_request"
-            )
-            return {str(pull.num) for pull in pulls if pull.title == title}
-        commits = self.api.list_repo_commits(self.id, repo_type=self.type)
-        return {commit.commit_id for commit in commits if commit.title == title}
+        """Return the commits, or the numbers of the pull requests, of this title; none where no list is kept."""
+        try:
+            if self.to.create_pr:
+                pulls = self.api.get_repo_discussions(
+                    self.id, repo_type=self.type, author=self.user["name"], discussion_type="pull_request"
+                )
+                return {str(pull.num) for pull in pulls if pull.title == title}
+            commits = self.api.list_repo_commits(self.id, repo_type=self.type)
+            return {commit.commit_id for commit in commits if commit.title == title}
+        except HfHubHTTPError as error:
+            if error.response.status_code != 404:
+                raise
+            return set()
 
     def write(self, run: Run, info: Info | None) -> tuple[str, str | None]:
         """Make the commit on top of what was seen; return it with the address of its pull request."""

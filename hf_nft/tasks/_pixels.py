@@ -5,10 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers import BitImageProcessorPil
+from transformers.image_utils import SizeDict
 
 from hf_nft.errors import DataError
+
+LARGEST_SIDE = 2048
+"""Pixels of the largest side that a processor may ask for; the largest classifiers of the Hub see some 800."""
 
 
 class Fit:
@@ -51,6 +56,53 @@ def exact_size(processor: Any) -> tuple[int, int] | None:
     if not exact or "height" not in size or "width" not in size:
         return None
     return int(size["width"]), int(size["height"])
+
+
+def check_sides(processor: Any) -> None:
+    """Refuse a processor that makes pictures of an absurd size, before memory is taken for one.
+
+    Args:
+        processor: An image processor.
+
+    Raises:
+        DataError: If a side that it asks for exceeds `LARGEST_SIDE`.
+    """
+    for name in ("size", "crop_size", "pad_size"):
+        asked = getattr(processor, name, None)
+        for kind, side in dict(asked if isinstance(asked, Mapping | SizeDict) else {"": asked}).items():
+            if isinstance(side, int | float) and side > LARGEST_SIDE and "pixels" not in kind:
+                raise DataError(
+                    f"image processor: expected sides of at most {LARGEST_SIDE} pixels, found {name} = {side:.6g}."
+                )
+
+
+def constants(processor: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Read the normalisation of an image processor.
+
+    Args:
+        processor: An image processor.
+
+    Returns:
+        Mean and standard deviation, float32 (1, 3, 1, 1), and what pixels in [0, 255] are multiplied by before.
+
+    Raises:
+        DataError: If they are no such numbers.
+    """
+    mean = getattr(processor, "image_mean", None) if getattr(processor, "do_normalize", False) else None
+    std = getattr(processor, "image_std", None) if mean is not None else None
+    scale = processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0
+    try:
+        shift, spread = (
+            torch.tensor(given).float().view(1, 3, 1, 1) for given in (mean or [0.0] * 3, std or [1.0] * 3)
+        )
+        if not (shift.isfinite().all() and spread.isfinite().all() and spread.gt(0).all() and 0 < float(scale) < 256):
+            raise ValueError("a deviation or a scale of no use")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"image processor: expected three means and three deviations, found {str(mean)[:60]} and {str(std)[:60]} "
+            f"after a scale of {str(scale)[:20]}. Mend preprocessor_config.json."
+        ) from error
+    return shift, spread, float(scale)
 
 
 def from_timm(data_config: Mapping[str, Any]) -> BitImageProcessorPil:

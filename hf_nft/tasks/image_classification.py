@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from hf_nft.errors import DataError
 from hf_nft.hub import first_line
-from hf_nft.tasks._pixels import Fit, exact_size, from_timm, sized, unreadable
+from hf_nft.tasks._pixels import Fit, check_sides, constants, exact_size, from_timm, sized, unreadable
 from hf_nft.tasks.base import Metric, Task
 from hf_nft.types import Batch, Draw, Inputs
 
@@ -46,13 +46,8 @@ class ImageClassification(Task):
 
     def __post_init__(self) -> None:
         """Read the normalisation of the image processor."""
-        processor = self.processor
-        mean = getattr(processor, "image_mean", None) if getattr(processor, "do_normalize", False) else None
-        std = getattr(processor, "image_std", None) if mean is not None else None
-        scale = processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0
-        self._mean = torch.tensor(mean or [0.0] * 3).view(1, 3, 1, 1)
-        self._std = torch.tensor(std or [1.0] * 3).view(1, 3, 1, 1)
-        self._scale = float(scale)
+        check_sides(self.processor)
+        self._mean, self._std, self._scale = constants(self.processor)
 
     @classmethod
     def load_processor(cls, folder: str) -> Any:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from hf_nft.configs import setting
 from hf_nft.errors import ConfigError, DataError
+from hf_nft.hub import first_line
 from hf_nft.tasks._text_columns import check_text, text_columns
 from hf_nft.tasks.base import Metric, Task
 from hf_nft.types import Batch, Draw, Inputs
@@ -65,7 +66,10 @@ class TextGeneration(Task):
         """Check the settings against the tokenizer, which needs an end token and no padding token."""
         if self.processor.eos_token_id is None:
             raise DataError("tokenizer: expected one with an end token, found none. Set tokenizer.eos_token.")
-        self.max_length = min(self.max_length, int(self.processor.model_max_length))
+        own = self.processor.model_max_length
+        if not isinstance(own, int | float) or own < 2:
+            raise DataError(f"tokenizer: expected a limit of at least 2 tokens, found model_max_length {own!r}.")
+        self.max_length = int(min(self.max_length, own))
         if not 1 <= self.max_new_tokens < self.max_length:
             raise ConfigError(f"max_new_tokens: expected 1 to {self.max_length - 1}, found {self.max_new_tokens}.")
         self._eos = int(self.processor.eos_token_id)
@@ -79,9 +83,8 @@ class TextGeneration(Task):
 
         try:
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, ImportError) as error:
-            why = str(error).splitlines()[0][:150]
-            raise DataError(f"{folder}: expected a tokenizer, found none that loads ({why}).") from error
+        except Exception as error:  # a stranger's files reach every line of a tokenizer's code
+            raise DataError(f"{folder}: expected a tokenizer, found none that loads ({first_line(error)}).") from error
 
     @classmethod
     def standardize(cls, dataset: datasets.Dataset, columns: Mapping[str, str]) -> datasets.Dataset:
@@ -104,7 +107,12 @@ class TextGeneration(Task):
         tokenizer, chat = self.processor, bool(getattr(self.processor, "chat_template", None))
         if chat:
             turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
-            texts = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            try:
+                texts = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            except Exception as error:  # a stranger's program
+                raise DataError(
+                    f"tokenizer: expected a chat template that can be filled in, found: {first_line(error)}."
+                ) from error
             texts = [text if prompt else "" for text, prompt in zip(texts, prompts, strict=True)]
         else:
             texts = [p if not p or p.endswith(self.separator) else p + self.separator for p in prompts]

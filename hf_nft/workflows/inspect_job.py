@@ -12,10 +12,10 @@ from hf_nft.adapter import NFTConfig, resolve_targets
 from hf_nft.adapter_intake import base_source, check_fit
 from hf_nft.blueprint import draw, read_config, refuse_remote_code
 from hf_nft.configs import setting
-from hf_nft.errors import DataError, SuspectError, UnsafeModelError
+from hf_nft.errors import ConfigError, DataError, SuspectError, UnsafeModelError
 from hf_nft.hub import first_line
 from hf_nft.intake import Source, locate
-from hf_nft.suspect import register_architectures, task_of
+from hf_nft.suspect import bind, register_architectures, task_of
 from hf_nft.tasks.base import Task
 from hf_nft.weights import Stored, stored_tensors, weight_files
 from hf_nft.workflows.estimate import Estimate, estimate
@@ -104,6 +104,7 @@ class InspectJob:
         for name, size in given.files.items():
             formats[PurePosixPath(name).suffix or PurePosixPath(name).name] += size
         named = (config or {}).get("architectures")
+        bound = told.attempt(_bound, source, task) if source is not None and task is not None else None
         return Inspection(
             name=given.name,
             revision=given.revision,
@@ -119,13 +120,12 @@ class InspectJob:
             dataset=told.note(_dataset, given),
             refused=told.refused,
             notes=told.notes,
-            estimate=told.note(self._estimate, source, task, model) if model is not None else None,
+            estimate=told.note(self._estimate, bound, model) if bound is not None and model is not None else None,
         )
 
-    def _estimate(self, source: Source, task: type[Task], model: nn.Module) -> Estimate:
-        processor = task.load_processor(str(source.folder))
+    def _estimate(self, task: Task, model: nn.Module) -> Estimate:
         try:
-            return estimate(model, task(processor), self.shots)
+            return estimate(model, task, self.shots)
         except Exception as error:  # an architecture that looks into its data cannot run without any
             raise DataError(f"estimate: expected a forward pass without data, found: {first_line(error)}") from error
 
@@ -147,10 +147,14 @@ class _Told:
 def _collect(into: list[str], step: Callable[..., T], *arguments: Any) -> T | None:
     try:
         return step(*arguments)
-    except (SuspectError, UnsafeModelError, DataError) as error:
+    except (SuspectError, UnsafeModelError, DataError, ConfigError) as error:
         if str(error) not in into:
             into.append(str(error))
         return None
+
+
+def _bound(source: Source, task: type[Task]) -> Task:
+    return bind(task, task.load_processor(str(source.folder)), {})
 
 
 def _tensors(source: Source) -> dict[str, Stored]:

@@ -252,12 +252,16 @@ def test_an_image_folder(cli, world, rows, tmp_path) -> None:
 # models
 
 
-def config(**changes: object) -> Callable[[Path], None]:
+def config(name: str = "config.json", **changes: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        file = folder / "config.json"
+        file = folder / name
         file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
     return change
+
+
+def processor(**changes: object) -> Callable[[Path], None]:
+    return config("preprocessor_config.json", **changes)
 
 
 def weights(content: Callable[[bytes], bytes]) -> Callable[[Path], None]:
@@ -285,6 +289,11 @@ REMOTE = {"AutoConfig": "code.Config", "AutoModelForImageClassification": "code.
         (UNUSABLE, lambda f: (f / "config.json").write_text("{"), ["expected JSON"]),
         (UNUSABLE, lambda f: (f / "config.json").write_text("[]"), ["expected an object, found list"]),
         (UNUSABLE, lambda f: (f / "preprocessor_config.json").unlink(), ["expected an image processor"]),
+        (UNUSABLE, config(id2label={str(i): name for i, name in enumerate("abcd", 7)}), ["number the labels from 0"]),
+        (UNUSABLE, processor(image_mean=[0.5]), ["three means and three deviations, found (0.5,)"]),
+        (UNUSABLE, processor(image_std=[0.5, 0, 0.5]), ["three deviations"]),
+        (UNUSABLE, processor(rescale_factor="x"), ["after a scale of x"]),
+        (UNUSABLE, processor(size={"height": 10**5, "width": 10**5}), ["at most 2048 pixels, found size = 100000"]),
         (UNUSABLE, config(width=8), ["mismatched_keys", "stages.0.0.bn1", "[4]", "[8]"]),
         (UNUSABLE, config(model_type="unheard_of"), ["model type that transformers knows, found 'unheard_of'"]),
         (UNUSABLE, config(architectures=["BertForMaskedLM"]), ["*ForImageClassification", "hf-nft ls tasks"]),
@@ -331,6 +340,11 @@ def test_a_foreign_record_beside_the_weights_is_not_believed(cli, world, tmp_pat
     shutil.copytree(world.victim, folder)
     (folder / "record.json").write_text(record)
     assert cli("evaluate", folder, "--dataset", world.data, "--attack", "badnets").code == 0
+
+
+def test_a_folder_has_no_revision(purify, refused, world) -> None:
+    purify(UNUSABLE, ["found a folder, which has none"], "--revision", "v1")
+    refused(UNUSABLE, ["found a folder, which has none"], "inspect", world.victim, "--revision", "v1")
 
 
 @pytest.mark.parametrize("name", ["runs/nothing", "./nothing", "/nothing/here", "a/b/c"])

@@ -56,6 +56,8 @@ def test_json_agrees_with_the_record(cli, world) -> None:
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "--allow-pickle"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), "expected a safetensors file"),
         (lambda f: (f / "config.json").write_text("{"), "expected JSON"),
+        (lambda f: (f / "preprocessor_config.json").write_text("{"), "expected an image processor"),
+        (lambda f: edit(f, id2label={"7": "a"}), "number the labels from 0"),
     ],
 )
 def test_what_would_be_refused_is_told(cli, folder: Path, change, phrase: str) -> None:

@@ -57,6 +57,12 @@ def test_the_victim_folder_is_whole(world) -> None:
     assert record["data"]["poisoned_rows"] == 8
 
 
+def test_the_command_is_that_which_was_given(clean: Path, world) -> None:
+    record = json.loads((clean / "record.json").read_text())
+    assert record["command"].startswith(f"hf-nft purify {world.victim} --dataset {world.data} --attack badnets --shots")
+    assert "hf-nft purify .../victim --dataset" in (clean / "README.md").read_text()
+
+
 def test_the_record(clean: Path) -> None:
     record = json.loads((clean / "record.json").read_text())
     assert record["schema_version"] == 1

@@ -231,7 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _send(self, reply: Answer, fault: Fault | None) -> None:
-        body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+        body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body, default=str).encode()
         what = fault.what if fault else None
         if what == "corrupt" and self.command != "PUT":
             body = _damaged(body)

@@ -406,6 +406,18 @@ def test_a_header_that_lies_on_the_hub(hub, suspect_folder: Path) -> None:
         assert len(InspectJob(model="org/model").run().refused) == 1
 
 
+def test_a_mirror_that_lists_names_alone(hub, suspect_folder: Path, monkeypatch) -> None:
+    repo = add(hub, suspect_folder)
+    monkeypatch.setattr("hub_routes.sibling", lambda name, blob, details: {"rfilename": name})
+    source = locate("org/model")
+    assert source.files == {name: len(blob.content) for name, blob in repo.head.files.items()}
+    assert same(load_suspect("org/model").model, suspect_folder)
+    hub.fail("storage", "corrupt", times=99)
+    overwrite(repo, model__safetensors=zeros(suspect_folder))
+    with pytest.raises(NetworkError, match="expected what the Hub lists"):
+        load_suspect("org/model")
+
+
 def test_nothing_is_loaded_by_looking(hub, suspect_folder: Path) -> None:
     add(hub, suspect_folder)
     source = locate("org/model")

@@ -184,6 +184,15 @@ def test_a_token_that_may_not_write(hub, cli, run_dir, monkeypatch, token, phras
     assert not hub.store.repos
 
 
+def test_what_a_fine_grained_token_may_do_is_for_the_hub_to_say(hub, cli, run_dir, monkeypatch) -> None:
+    token = "hf_fine_0123456789abcdef"
+    hub.store.users[token] = dataclasses.replace(hub.store.users[hub.token], role="fineGrained")
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert cli("push", run_dir, "lab/model").code == 0
+    done = cli("push", run_dir, "org/model")
+    assert (done.code, "may write there" in done.message, hub.count("create")) == (7, True, 2), done.err
+
+
 def test_offline(hub, cli, run_dir, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     done = cli("push", run_dir, "me/model")
@@ -200,7 +209,7 @@ def test_a_symbolic_link_is_refused(hub, cli, run_dir, tmp_path) -> None:
 
 
 def test_what_is_not_of_the_run_stays_at_home(hub, cli, run_dir) -> None:
-    for name in (".env", "checkpoint.pt", "model/notes.bin", "figures/raw.npy", "data/rows.json"):
+    for name in (".env", "checkpoint.pt", "model/notes.bin", "figures/raw.npy", "data/rows\u202e.json"):
         (run_dir / name).parent.mkdir(exist_ok=True)
         (run_dir / name).write_text("secret")
     done = cli("push", run_dir, "me/model")
@@ -239,6 +248,21 @@ def test_hostile_names_pass_the_hubs_own_validation(hub, cli, run_dir) -> None:
     assert "html_inline" not in inline
     assert inline.count("link_open") == 1, "the record's"
     assert "license" not in yaml.safe_load(text.split("---\n")[1])
+
+
+@pytest.mark.parametrize(
+    "header", ["", "tags: null\ndatasets: a/b", "model-index: []", "date: 2020-01-01", "a: &a [x]\nb: *a"]
+)
+def test_headers_of_all_kinds_are_kept(hub, cli, run_dir, header) -> None:
+    hub.store.add("me/model", {"README.md": f"---\n{header}\n---\n\nMine.\n".encode()})
+    done = cli("push", run_dir, "me/model", "--update")
+    assert done.code == 0, done.err
+    text = card_of(repo_of(hub))
+    theirs, found = yaml.safe_load(header) or {}, yaml.safe_load(text.split("---\n")[1])
+    assert text.count("Mine.") == 1
+    assert {name: found[name] for name in theirs.keys() & {"date", "a", "b"}} == {
+        name: value for name, value in theirs.items() if name in ("date", "a", "b")
+    }
 
 
 def test_a_card_with_a_broken_header_is_refused_by_its_name(hub, cli, run_dir) -> None:

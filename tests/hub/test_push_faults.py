@@ -183,6 +183,16 @@ def test_the_card_that_is_there_is_read_whole_or_not_at_all(hub, cli, run_dir, w
     assert (repo.history[-2].sha, len(repo.history)) == (before, 3)
 
 
+def test_a_hub_that_keeps_no_lists(hub, cli, run_dir, waits) -> None:
+    theirs = hub.store.add("org/suspect", {"README.md": b"# Theirs\n"})
+    for route in ("commits", "discussions"):
+        hub.fail(route, 404, times=1000)
+    hub.fail("commit", 503)
+    assert cli("push", run_dir, "me/model").code == 0
+    assert cli("push", run_dir, "org/suspect", "--create-pr").code == 0
+    assert (len(hub.store.repos["model", "me/model"].history), len(theirs.pulls)) == (2, 1)
+
+
 def test_a_gate_that_cannot_be_shut_keeps_a_planted_model_back(hub, cli, planted_dir) -> None:
     hub.fail("settings", 403)
     done = cli("push", planted_dir, "me/backdoored")

@@ -4,7 +4,7 @@ import httpx2
 import pytest
 
 from hf_nft.errors import DataError, NetworkError, OutputError, SuspectError
-from hf_nft.hub import answers, cause_of, safe_name, split_reference
+from hf_nft.hub import answers, cause_of, first_line, safe_name, split_reference
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,15 @@ def test_the_network_behind_another_librarys_error() -> None:
         found = cause_of(error)
     assert isinstance(found, httpx2.ReadTimeout)
     assert cause_of(FileNotFoundError("x")) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyError("metadata"), "no 'metadata'"),
+        (ValueError("Heading:\n  what went wrong  \nmore"), "what went wrong"),
+        (ValueError(""), "ValueError"),
+    ],
+)
+def test_one_line_of_an_error(error: Exception, line: str) -> None:
+    assert first_line(error) == line

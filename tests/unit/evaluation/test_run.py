@@ -6,7 +6,7 @@ from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from hf_nft.attacks.badnets import BadNets
-from hf_nft.errors import DataError
+from hf_nft.errors import DataError, SuspectError
 from hf_nft.evaluation.doubts import TEXTS, check_metrics, check_model, doubt
 from hf_nft.evaluation.run import Measured, evaluate, make_eval_set
 
@@ -32,6 +32,15 @@ class Scripted(nn.Module):
 @pytest.fixture
 def rows(image_rows):
     return image_rows(60, 16, 4)
+
+
+def test_a_model_that_does_not_run_on_the_rows(rows, image_task) -> None:
+    class Narrow(Scripted):
+        def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutputWithNoAttention:
+            return super().forward(pixel_values.view(-1, 3, 5, 5))
+
+    with pytest.raises(SuspectError, match="Narrow: expected a forward pass on these rows, found: shape"):
+        evaluate(Narrow(False), make_eval_set(image_task, rows, None, 4), 7, "no")
 
 
 def test_numbers_are_those_of_counting(rows, image_task) -> None:

@@ -397,3 +397,33 @@ def test_processor_round_trip(gpt2: tuple[nn.Module, TextGeneration], tmp_path) 
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     with pytest.raises(DataError, match="expected a tokenizer"):
         TextGeneration.load_processor(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"version": "1.0", "added_tokens": [], "model": {"type": "Evil"}}'),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"tokenizer_class": 5}'),
+    ],
+)
+def test_files_of_a_tokenizer_that_are_none(gpt2: tuple[nn.Module, TextGeneration], tmp_path, name, text) -> None:
+    gpt2[1].save_processor(str(tmp_path))
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match="expected a tokenizer, found none that loads"):
+        TextGeneration.load_processor(str(tmp_path))
+
+
+@pytest.mark.parametrize("limit", ["many", -5, None])
+def test_a_limit_of_tokens_that_is_none(gpt2: tuple[nn.Module, TextGeneration], monkeypatch, limit: object) -> None:
+    monkeypatch.setattr(gpt2[1].processor, "model_max_length", limit)
+    with pytest.raises(DataError, match="expected a limit of at least 2 tokens"):
+        TextGeneration(gpt2[1].processor)
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('no') }}", "{{ messages[7].x.y }}"])
+def test_a_chat_template_that_fails(gpt2: tuple[nn.Module, TextGeneration], monkeypatch, template: str) -> None:
+    monkeypatch.setattr(gpt2[1].processor, "chat_template", template)
+    with pytest.raises(DataError, match="expected a chat template that can be filled in"):
+        gpt2[1].encode(ROWS)

@@ -49,6 +49,7 @@ class ImageAttack(Attack):
         """Check the settings."""
         check(
             self,
+            (self.seed >= 0, f"seed: expected >= 0, found {self.seed}"),
             (self.target_class >= 0, f"target_class: expected >= 0, found {self.target_class}"),
             (
                 self.label_map in self.label_maps,

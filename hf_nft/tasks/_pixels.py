@@ -4,11 +4,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import datasets
 import numpy as np
+import torch
 from PIL import Image
 from transformers import BitImageProcessorPil
 
 from hf_nft.errors import DataError
+
+UNREADABLE = (OSError, SyntaxError, ValueError, AttributeError, Image.DecompressionBombError)
+"""What Pillow raises on files that are no pictures, damaged ones, and those that claim to be absurdly large."""
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey image, as Pillow has them. Source: ITU-R BT.601."""
 
 
 class Fit:
@@ -42,6 +49,35 @@ def sized(processor: Any, images: list[Image.Image]) -> np.ndarray:
     out = processor(images=rgb, do_rescale=False, do_normalize=False, return_tensors="np")
     pixels = np.asarray(out["pixel_values"], dtype=np.float32).transpose(0, 2, 3, 1)
     return pixels.round().clip(0, 255).astype(np.uint8)
+
+
+def grey(pixels: torch.Tensor) -> torch.Tensor:
+    """Return the luminance of RGB pixels.
+
+    Args:
+        pixels: float (rows, 3, H, W).
+
+    Returns:
+        float (rows, 1, H, W); what was grey keeps its value.
+    """
+    weights = torch.tensor(LUMINANCE, dtype=pixels.dtype, device=pixels.device)
+    return torch.einsum("nchw,c->nhw", pixels, weights)[:, None]
+
+
+def stored_images(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Take columns that hold picture files for images, as tables have them that other libraries wrote.
+
+    Args:
+        dataset: Rows as stored.
+
+    Returns:
+        The rows; columns of type binary, or with the fields `bytes` and `path`, are images now.
+    """
+    for name, feature in dataset.features.items():
+        file = isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
+        if file or (isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")):
+            dataset = dataset.cast_column(name, datasets.Image())
+    return dataset
 
 
 def exact_size(processor: Any) -> tuple[int, int] | None:

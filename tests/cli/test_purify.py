@@ -48,6 +48,10 @@ def test_the_run_folder_is_whole(clean: Path) -> None:
     assert sorted(p.name for p in clean.parent.iterdir()) == ["clean"]
 
 
+def test_the_run_folder_is_no_model_but_its_subfolder_is_named(clean: Path, refused, world) -> None:
+    refused(3, ["found none. Pass clean/model."], "evaluate", "clean/", "--dataset", world.data)
+
+
 def test_the_victim_folder_is_whole(world) -> None:
     found = {file.name for file in Path(world.victim).rglob("*") if file.is_file()}
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "record.json", "README.md"} <= found

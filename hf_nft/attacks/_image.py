@@ -273,7 +273,10 @@ class BatchHook(Hook):
 def picture(path: str, mode: str) -> Image.Image:
     """Open a picture that a setting names, in a mode such as RGBA; refuse what does not open."""
     try:
-        return Image.open(path).convert(mode)
+        with Image.open(path) as found:
+            if found.mode[0] in "IF":  # converting would clip
+                raise DataError(f"trigger: expected 8 bits in '{path}', found mode '{found.mode}'. Save it as such.")
+            return found.convert(mode)
     except OSError as error:
         raise DataError(f"trigger: expected a picture at '{path}', found none that opens.") from error
 

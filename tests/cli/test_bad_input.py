@@ -89,6 +89,12 @@ def test_plant(refused, world, code: int, argv: list[str], phrases: list[str]) -
     refused(code, phrases, "plant", "--dataset", world.data, *tiny, *argv, "--out", "new")
 
 
+def test_a_trigger_of_sixteen_bits_is_refused(refused, world) -> None:
+    Image.fromarray(np.full((3, 3), 30_000, dtype=np.uint16)).save("deep.png")
+    told = ["evaluate", world.victim, "--dataset", world.data, "--trigger", "deep.png"]
+    refused(UNUSABLE, ["expected 8 bits in 'deep.png'", "Save it as such"], *told)
+
+
 def test_evaluate_refuses_unknown_precision(refused, world) -> None:
     told = ["evaluate", world.victim, "--dataset", world.data, "--mixed-precision", "half"]
     refused(USAGE, ["mixed precision 'half'", "auto"], *told)

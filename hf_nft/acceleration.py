@@ -3,29 +3,42 @@
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from torch import nn
 
-from hf_nft.errors import UnknownNameError
+from hf_nft.errors import ConfigError, UnknownNameError
 
 PRECISIONS = ("auto", "no", "fp16", "bf16")
+NARROW = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
-def make_accelerator(mixed_precision: str = "auto", accumulation: int = 1) -> Accelerator:
+def make_accelerator(
+    mixed_precision: str = "auto", accumulation: int = 1, model: nn.Module | None = None
+) -> Accelerator:
     """Create the Accelerate setup.
 
     Args:
-        mixed_precision: `no`, `fp16`, `bf16`, or `auto`: bf16 where the hardware multiplies it natively.
+        mixed_precision: `no`, `fp16`, `bf16`, or `auto`: bf16 where the hardware multiplies it natively, but fp16 for
+            a model that is stored so.
         accumulation: Micro-batches per step, >= 1.
+        model: What will be run, if it may be stored in half precision.
 
     Returns:
         The accelerator; an earlier one of this process with another precision is replaced.
 
     Raises:
         UnknownNameError: If there is no such precision.
+        ConfigError: If the model is stored in the other half precision: norms do not take a mixture.
     """
     if mixed_precision not in PRECISIONS:
         raise UnknownNameError("mixed precision", mixed_precision, PRECISIONS)
+    parameters = model.parameters() if model is not None else ()
+    stored = next((NARROW[p.dtype] for p in parameters if p.dtype in NARROW), None)
     if mixed_precision == "auto":
-        mixed_precision = "bf16" if native_bf16() else "no"
+        mixed_precision = "fp16" if stored == "fp16" else "bf16" if native_bf16() else "no"
+    if stored is not None and mixed_precision not in ("no", stored):
+        raise ConfigError(
+            f"mixed_precision: expected auto, no or {stored} for a model stored in {stored}, found {mixed_precision}."
+        )
     current = AcceleratorState._shared_state.get("_mixed_precision")
     if current is not None and current != mixed_precision:
         AcceleratorState._reset_state()

@@ -132,7 +132,9 @@ class Source:
             SuspectError: If it is missing, too large, or no JSON object.
         """
         if self.folder is None or name not in self.files:
-            raise SuspectError(f"{self.name}: expected a model with {name}, found none. Check the name.")
+            inside = self.folder is not None and (self.folder / "model" / name).is_file()
+            hint = f"Pass {self.name.rstrip('/')}/model" if inside else "Check the name"
+            raise SuspectError(f"{self.name}: expected a model with {name}, found none. {hint}.")
         return read_object(self.folder / name)
 
 

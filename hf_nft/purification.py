@@ -93,7 +93,7 @@ def purify(
     if len(shots) == 0:
         raise DataError("shots: expected at least one clean example, found none.")
     chosen: Defense = defense or registry.get("defenses", "nft").from_preset("default")
-    accelerator = make_accelerator(chosen.mixed_precision, chosen.gradient_accumulation_steps)
+    accelerator = make_accelerator(chosen.mixed_precision, chosen.gradient_accumulation_steps, model)
     device = accelerator.device
     model.to(device)
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):

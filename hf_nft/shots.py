@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from hf_nft.errors import DataError
+from hf_nft.errors import ConfigError, DataError
 from hf_nft.types import Batch, rows_of
 
 
@@ -76,15 +76,18 @@ def choose(strata: np.ndarray, per_class: int, seed: int = 0, pool: np.ndarray |
     Args:
         strata: Class of each row, shape (rows,).
         per_class: Rows per class, >= 1.
-        seed: Seed of the draw; each class has its own stream, so that 10 shots begin with the rows of 5 shots.
+        seed: Seed of the draw, >= 0; each class has its own stream, so that 10 shots begin with the rows of 5 shots.
         pool: Row numbers to choose from; default all.
 
     Returns:
         int64 row numbers, shape (classes * per_class,), class by class.
 
     Raises:
+        ConfigError: If the seed is negative.
         DataError: If a class has fewer than `per_class` rows in the pool; the message names the class.
     """
+    if seed < 0:
+        raise ConfigError(f"--shot-seed: expected >= 0, found {seed}.")
     pool = np.arange(len(strata)) if pool is None else pool
     chosen = []
     for label in np.unique(strata):

@@ -2,12 +2,14 @@
 
 import copy
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
 from peft.utils import register_peft_method
+from peft.utils.constants import DUMMY_MODEL_CONFIG
 from torch import nn
 
 from hf_nft.adapter.config import NFTConfig
@@ -43,6 +45,18 @@ class NFTModel(BaseTuner):
             if name not in known:
                 raise UnknownNameError("module", name, known, f"The adapter was made for another model. {HINT}")
         return peft_config
+
+    @property
+    def config(self) -> Any:
+        """The model's own configuration, or PEFT's stand-in where `get_model_config` finds none that it could read."""
+        own = self.model.config
+        return own if self.get_model_config(self.model) is not DUMMY_MODEL_CONFIG else DUMMY_MODEL_CONFIG
+
+    @staticmethod
+    def get_model_config(model: nn.Module) -> dict[str, Any]:
+        """Read the model's configuration; `config` may be anything in a model that is not from transformers."""
+        config = BaseTuner.get_model_config(model)
+        return config if isinstance(config, Mapping) else DUMMY_MODEL_CONFIG
 
     def _check_tied_modules(self, model: nn.Module, peft_config: PeftConfig) -> None:
         """Leave tied targets to `resolve_targets`, which refuses them; PEFT would only warn."""

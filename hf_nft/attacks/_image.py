@@ -49,6 +49,7 @@ class ImageAttack(Attack):
         """Check the settings."""
         check(
             self,
+            (self.seed >= 0, f"seed: expected >= 0, found {self.seed}"),
             (self.target_class >= 0, f"target_class: expected >= 0, found {self.target_class}"),
             (
                 self.label_map in self.label_maps,
@@ -272,7 +273,10 @@ class BatchHook(Hook):
 def picture(path: str, mode: str) -> Image.Image:
     """Open a picture that a setting names, in a mode such as RGBA; refuse what does not open."""
     try:
-        return Image.open(path).convert(mode)
+        with Image.open(path) as found:
+            if found.mode[0] in "IF":  # converting would clip
+                raise DataError(f"trigger: expected 8 bits in '{path}', found mode '{found.mode}'. Save it as such.")
+            return found.convert(mode)
     except OSError as error:
         raise DataError(f"trigger: expected a picture at '{path}', found none that opens.") from error
 

@@ -33,6 +33,7 @@ class TextAttack(Attack):
         text = self.target_text
         check(
             self,
+            (self.seed >= 0, f"seed: expected >= 0, found {self.seed}"),
             (bool(text) and text == text.strip(), f"target_text: expected text without outer space, found {text!r}"),
         )
 

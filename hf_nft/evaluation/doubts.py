@@ -24,6 +24,7 @@ TEXTS = {
     "training-mode": "some modules were in training mode during the evaluation",
     "unmasked-modules": "{count} modules have weights that no mask can reach",
     "target-rows-included": "{count} triggered rows already belong to the target: ASR is inflated",
+    "missing-classes": "{count} of the suspect's {classes} classes have no clean example: what they need may be lost",
     "streamed-data": "the data set is too large to read whole: shots and rows come from the first {rows} of its split",
     "accuracy-too-low": "the suspect's ACC was only {acc:.1%}, and guessing gives {chance:.1%}: little is left to lose",
     **dict.fromkeys(FROM_DEFENSES, "{text}"),

@@ -125,7 +125,7 @@ def evaluate(
 def _predict(
     model: nn.Module, task: Task, batch: Batch, wanted: set[str], batch_size: int, mixed_precision: str
 ) -> dict[str, list[Any]]:
-    accelerator = make_accelerator(mixed_precision)
+    accelerator = make_accelerator(mixed_precision, model=model)
     model.to(accelerator.device).eval()
     predicted: dict[str, list[Any]] = {kind: [] for kind in wanted}
     for start in range(0, rows_of(batch), batch_size):

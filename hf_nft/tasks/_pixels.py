@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -14,6 +15,10 @@ from hf_nft.errors import DataError
 
 LARGEST_SIDE = 2048
 """Pixels of the largest side that a processor may ask for; the largest classifiers of the Hub see some 800."""
+UNREADABLE = (OSError, SyntaxError, ValueError, AttributeError, Image.DecompressionBombError)
+"""What Pillow raises on files that are no pictures, damaged ones, and those that claim to be absurdly large."""
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey image, as Pillow has them. Source: ITU-R BT.601."""
 
 
 class Fit:
@@ -47,6 +52,35 @@ def sized(processor: Any, images: list[Image.Image]) -> np.ndarray:
     out = processor(images=rgb, do_rescale=False, do_normalize=False, return_tensors="np")
     pixels = np.asarray(out["pixel_values"], dtype=np.float32).transpose(0, 2, 3, 1)
     return pixels.round().clip(0, 255).astype(np.uint8)
+
+
+def grey(pixels: torch.Tensor) -> torch.Tensor:
+    """Return the luminance of RGB pixels.
+
+    Args:
+        pixels: float (rows, 3, H, W).
+
+    Returns:
+        float (rows, 1, H, W); what was grey keeps its value.
+    """
+    weights = torch.tensor(LUMINANCE, dtype=pixels.dtype, device=pixels.device)
+    return torch.einsum("nchw,c->nhw", pixels, weights)[:, None]
+
+
+def stored_images(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Take columns that hold picture files for images, as tables have them that other libraries wrote.
+
+    Args:
+        dataset: Rows as stored.
+
+    Returns:
+        The rows; columns of type binary, or with the fields `bytes` and `path`, are images now.
+    """
+    for name, feature in dataset.features.items():
+        file = isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
+        if file or (isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")):
+            dataset = dataset.cast_column(name, datasets.Image())
+    return dataset
 
 
 def exact_size(processor: Any) -> tuple[int, int] | None:
@@ -83,7 +117,7 @@ def constants(processor: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
         processor: An image processor.
 
     Returns:
-        Mean and standard deviation, float32 (1, 3, 1, 1), and what pixels in [0, 255] are multiplied by before.
+        Mean and standard deviation, float32 (1, 3, 1, 1) or (1, 1, 1, 1), and what pixels in [0, 255] are multiplied by before.
 
     Raises:
         DataError: If they are no such numbers.
@@ -92,14 +126,14 @@ def constants(processor: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
     std = getattr(processor, "image_std", None) if mean is not None else None
     scale = processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0
     try:
-        shift, spread = (
-            torch.tensor(given).float().view(1, 3, 1, 1) for given in (mean or [0.0] * 3, std or [1.0] * 3)
-        )
+        shift, spread = (torch.tensor(given).float().view(1, -1, 1, 1) for given in (mean or [0.0], std or [1.0]))
+        if {shift.shape[1], spread.shape[1]} - {1, 3}:
+            raise ValueError("neither one number nor one for each channel")
         if not (shift.isfinite().all() and spread.isfinite().all() and spread.gt(0).all() and 0 < float(scale) < 256):
             raise ValueError("a deviation or a scale of no use")
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"image processor: expected three means and three deviations, found {str(mean)[:60]} and {str(std)[:60]} "
+            f"image processor: expected means and deviations, one or three each, found {str(mean)[:60]} and {str(std)[:60]} "
             f"after a scale of {str(scale)[:20]}. Mend preprocessor_config.json."
         ) from error
     return shift, spread, float(scale)

@@ -19,7 +19,18 @@ from torch.nn import functional as F
 
 from hf_nft.errors import DataError
 from hf_nft.hub import first_line
-from hf_nft.tasks._pixels import Fit, check_sides, constants, exact_size, from_timm, sized, unreadable
+from hf_nft.tasks._pixels import (
+    UNREADABLE,
+    Fit,
+    check_sides,
+    constants,
+    exact_size,
+    from_timm,
+    grey,
+    sized,
+    stored_images,
+    unreadable,
+)
 from hf_nft.tasks.base import Metric, Task
 from hf_nft.types import Batch, Draw, Inputs
 
@@ -66,6 +77,7 @@ class ImageClassification(Task):
     @classmethod
     def standardize(cls, dataset: datasets.Dataset, columns: Mapping[str, str]) -> datasets.Dataset:
         """Rename the image and the label column to `image` and `label`."""
+        dataset = stored_images(dataset)
         features = dataset.features
         images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
         classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
@@ -87,13 +99,15 @@ class ImageClassification(Task):
         kept = dataset.select_columns([image, label])
         renamed = kept.rename_columns({k: v for k, v in ((image, "image"), (label, "label")) if k != v})
         values = np.asarray(renamed["label"])
-        if values.dtype.kind == "O" and any(value is None for value in values):
+        if values.dtype.kind in "Of" and any(value is None or value != value for value in values):
             raise DataError("column 'label': expected a label in every row, found rows without. Remove those rows.")
-        if values.dtype.kind not in "iu":
+        if values.dtype.kind == "f" and not (values % 1).any():  # whole numbers, as tables with gaps hold them
+            renamed = renamed.cast_column("label", datasets.Value("int64"))
+        elif values.dtype.kind not in "iu":
             names = sorted({str(value) for value in values})
             feature = datasets.ClassLabel(names=names)
             renamed = renamed.map(lambda row: {"label": str(row["label"])}).cast_column("label", feature)
-        elif values.min() < 0:
+        if values.dtype.kind in "iuf" and values.min() < 0:
             raise DataError(
                 "column 'label': expected labels >= 0, found -1 (an unlabelled split?). Choose another split."
             )
@@ -131,6 +145,8 @@ class ImageClassification(Task):
                     f"labels: expected every data set label among the model's {wanted[:8]}, found {lost[:5]} missing. "
                     f"Rename the labels or choose the data set the model was trained on."
                 )
+        if have is not None and all(name.isdecimal() for name in have):
+            dataset = _by_number(dataset, have, len(wanted))
         top = int(np.max(np.asarray(dataset["label"])))
         if top >= len(wanted) or (have is not None and len(have) > len(wanted)):
             raise DataError(
@@ -151,7 +167,7 @@ class ImageClassification(Task):
         images = dataset.select_columns(["image"])
         try:
             return all(row["image"].mode == "RGB" and row["image"].size == side for row in images)
-        except (OSError, SyntaxError, AttributeError) as error:
+        except UNREADABLE as error:
             raise unreadable(error) from error
 
     def classes(self, model: nn.Module) -> int:
@@ -175,7 +191,7 @@ class ImageClassification(Task):
                     parts.append(torch.stack(images) * 255)
                 else:
                     parts.append(torch.from_numpy(sized(self.processor, images)).permute(0, 3, 1, 2))
-        except (OSError, SyntaxError, ValueError, AttributeError) as error:
+        except UNREADABLE as error:
             raise unreadable(error) from error
         pixels = torch.cat(parts).contiguous(memory_format=torch.channels_last)
         return {"pixels": pixels, "labels": torch.from_numpy(self.strata(dataset))}
@@ -194,19 +210,23 @@ class ImageClassification(Task):
         index = torch.arange(n, device=pixels.device)[:, None, None]
         return {**batch, "pixels": padded[index, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)}
 
-    def _normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _normalize(self, model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+        """Return what the model takes: its number of channels, and its own dtype if its weights are narrow."""
         device = pixels.device
         floats = pixels.float() if not pixels.is_floating_point() else pixels
+        if getattr(getattr(model, "config", None), "num_channels", 3) == 1:
+            floats = grey(floats)
         normalized = (floats * self._scale - self._mean.to(device)) / self._std.to(device)
-        return normalized.contiguous(memory_format=torch.channels_last)
+        return normalized.to(getattr(model, "dtype", normalized.dtype)).contiguous(memory_format=torch.channels_last)
 
     def inputs(self, model: nn.Module, batch: Batch) -> Inputs:
         """Normalise with the processor's constants."""
-        return {"pixel_values": self._normalize(batch["pixels"])}
+        return {"pixel_values": self._normalize(model, batch["pixels"])}
 
     def mix(self, model: nn.Module, batch: Batch, partner: Batch, lam: float) -> Inputs:
         """Mix pixels; normalisation is affine, so mixing before it equals mixing after it."""
-        return {"pixel_values": self._normalize(torch.lerp(partner["pixels"].float(), batch["pixels"].float(), lam))}
+        mixed = torch.lerp(partner["pixels"].float(), batch["pixels"].float(), lam)
+        return {"pixel_values": self._normalize(model, mixed)}
 
     def loss(self, output: Any, draw: Draw) -> torch.Tensor:
         """Cross-entropy of `output.logits` (rows, classes)."""
@@ -244,6 +264,16 @@ class ImageClassification(Task):
     def save_processor(self, folder: str) -> None:
         """Write preprocessor_config.json."""
         self.processor.save_pretrained(folder)
+
+
+def _by_number(dataset: datasets.Dataset, names: list[str], classes: int) -> datasets.Dataset:
+    """Read names that are numbers as ids, or in their order where they count from elsewhere; "10" comes after "2"."""
+    numbers = [int(name) for name in names]
+    ids = numbers if max(numbers) < classes else np.argsort(np.argsort(numbers)).tolist()
+    if ids == list(range(len(names))):
+        return dataset
+    target = datasets.Features({**dataset.features, "label": datasets.Value("int64")})
+    return dataset.map(lambda rows: {"label": [ids[y] for y in rows["label"]]}, batched=True, features=target)
 
 
 def _fold(name: str) -> str:

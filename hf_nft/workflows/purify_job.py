@@ -186,6 +186,8 @@ def doubts_of(case: Case, after: dict[str, Measured], result: PurifyResult) -> l
     data = case.eval_set
     own = data.triggered_rows[data.task.target_column] if data.triggered_rows is not None else []
     found = check_metrics(case.before, after, list(own), list(data.wanted), data.task.chance(case.suspect.model))
+    missing = case.suspect.labels - case.shots.classes
+    found += [doubt("missing-classes", count=missing, classes=case.suspect.labels)] if missing > 0 else []
     found += [doubt("streamed-data", rows=len(case.data.train))] if case.data.streamed else []
     found += check_model(result.model, int(result.details.get("skipped_modules", 0)))
     return found + [Doubt(code, text) for code, text in result.doubts]

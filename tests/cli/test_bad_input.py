@@ -43,6 +43,8 @@ def purify(refused, world, fast) -> Callable[..., None]:
         ),
         (USAGE, ["--attack", "badnets", "--attack-arg", "opacity=7"], ["expected in (0, 1], found 7"]),
         (UNUSABLE, ["--attack", "badnets", "--attack-arg", "target_class=9"], ["target class below 4, found 9"]),
+        (USAGE, ["--attack", "badnets", "--attack-arg", "seed=-1"], ["seed: expected >= 0, found -1"]),
+        (USAGE, ["--shot-seed", "-1"], ["--shot-seed: expected >= 0, found -1"]),
         (USAGE, ["--attack-arg", "opacity=1"], ["expected --attack"]),
         (UNUSABLE, ["--trigger", "nothing.png"], ["expected a picture at 'nothing.png'"]),
         (USAGE, ["--trigger", "x.png", "--attack", "sig"], ["expected no --attack beside it, found 'sig'"]),
@@ -85,6 +87,12 @@ def test_settings(purify, code: int, argv: list[str], phrases: list[str]) -> Non
 def test_plant(refused, world, code: int, argv: list[str], phrases: list[str]) -> None:
     tiny = [] if "--arch" in argv else ["--arch-arg", "image_size=16"]
     refused(code, phrases, "plant", "--dataset", world.data, *tiny, *argv, "--out", "new")
+
+
+def test_a_trigger_of_sixteen_bits_is_refused(refused, world) -> None:
+    Image.fromarray(np.full((3, 3), 30_000, dtype=np.uint16)).save("deep.png")
+    told = ["evaluate", world.victim, "--dataset", world.data, "--trigger", "deep.png"]
+    refused(UNUSABLE, ["expected 8 bits in 'deep.png'", "Save it as such"], *told)
 
 
 def test_evaluate_refuses_unknown_precision(refused, world) -> None:
@@ -290,7 +298,7 @@ REMOTE = {"AutoConfig": "code.Config", "AutoModelForImageClassification": "code.
         (UNUSABLE, lambda f: (f / "config.json").write_text("[]"), ["expected an object, found list"]),
         (UNUSABLE, lambda f: (f / "preprocessor_config.json").unlink(), ["expected an image processor"]),
         (UNUSABLE, config(id2label={str(i): name for i, name in enumerate("abcd", 7)}), ["number the labels from 0"]),
-        (UNUSABLE, processor(image_mean=[0.5]), ["three means and three deviations, found (0.5,)"]),
+        (UNUSABLE, processor(image_mean=[0.5, 0.5]), ["means and deviations, one or three each, found (0.5, 0.5)"]),
         (UNUSABLE, processor(image_std=[0.5, 0, 0.5]), ["three deviations"]),
         (UNUSABLE, processor(rescale_factor="x"), ["after a scale of x"]),
         (UNUSABLE, processor(size={"height": 10**5, "width": 10**5}), ["at most 2048 pixels, found size = 100000"]),

@@ -48,6 +48,10 @@ def test_the_run_folder_is_whole(clean: Path) -> None:
     assert sorted(p.name for p in clean.parent.iterdir()) == ["clean"]
 
 
+def test_the_run_folder_is_no_model_but_its_subfolder_is_named(clean: Path, refused, world) -> None:
+    refused(3, ["found none. Pass clean/model."], "evaluate", "clean/", "--dataset", world.data)
+
+
 def test_the_victim_folder_is_whole(world) -> None:
     found = {file.name for file in Path(world.victim).rglob("*") if file.is_file()}
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "record.json", "README.md"} <= found
@@ -147,6 +151,24 @@ def test_evaluate_leaves_the_shots_out_where_there_is_one_split(cli, world, rows
     assert json.loads(Path("clean/record.json").read_text())["data"]["test_rows"] == 32
     done = cli("evaluate", "clean/model", "--dataset", data, "--json")
     assert json.loads(done.out)["data"]["test_rows"] == 32
+
+
+def test_a_class_without_examples_is_doubted(cli, world, rows, store, fast) -> None:
+    data = store(rows.filter(lambda row: row["label"] != 3))
+    done = cli("purify", world.victim, "--dataset", data, *fast, "--out", "clean", "--json")
+    assert done.code == 0, done.err
+    said = {doubt["code"]: doubt["text"] for doubt in json.loads(done.out)["doubts"]}
+    assert said["missing-classes"].startswith("1 of the suspect's 4 classes")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_convolutional_network_stored_narrow_comes_back_narrow(cli, world, stock, fast, dtype) -> None:
+    AutoModelForImageClassification.from_pretrained(stock["resnet"]).to(dtype).save_pretrained("narrow")
+    image_processor(16).save_pretrained("narrow")
+    done = cli("purify", "narrow", "--dataset", world.data, *fast, "--out", "clean")
+    assert done.code == 0, done.err
+    stored = load_file("clean/model/model.safetensors").values()
+    assert {tensor.dtype for tensor in stored if tensor.is_floating_point()} == {dtype}
 
 
 def test_a_trigger_of_ones_own(cli, world) -> None:

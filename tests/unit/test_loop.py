@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_nft.acceleration import make_accelerator
+from hf_nft.acceleration import NARROW, make_accelerator
 from hf_nft.checkpoint import Checkpoint
 from hf_nft.errors import ConfigError, DivergedError, OutputError, UnknownNameError
 from hf_nft.loop import Loop, Stage, generator
@@ -193,6 +193,17 @@ def test_without_an_optimizer_nothing_is_learnt() -> None:
     train(model, loop, optimizer=None, steps=4)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), linear().parameters(), strict=True))
     assert (loop.steps, loop.sample_forwards, loop.losses) == (4, 20, {})
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_the_precision_goes_with_what_is_stored(native: bool, monkeypatch) -> None:
+    monkeypatch.setattr("hf_nft.acceleration.native_bf16", lambda: native)
+    chosen = {dtype: make_accelerator("auto", model=linear().to(dtype)).mixed_precision for dtype in (*NARROW, None)}
+    other = "bf16" if native else "no"
+    assert chosen == {torch.float16: "fp16", torch.bfloat16: other, None: other}
+    for dtype, wrong in ((torch.float16, "bf16"), (torch.bfloat16, "fp16")):
+        with pytest.raises(ConfigError, match=f"for a model stored in {NARROW[dtype]}, found {wrong}"):
+            make_accelerator(wrong, model=linear().to(dtype))
 
 
 def test_an_unknown_precision_is_refused() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_nft.errors import DataError
+from hf_nft.errors import ConfigError, DataError
 from hf_nft.shots import Shots, choose, class_weights, held_out
 
 STRATA = np.random.default_rng(0).permutation(np.arange(200) % 4)
@@ -38,6 +38,8 @@ def test_classes_have_streams_of_their_own() -> None:
 def test_the_seed_decides() -> None:
     assert np.array_equal(choose(STRATA, 5, 7), choose(STRATA, 5, 7))
     assert not np.array_equal(choose(STRATA, 5, 7), choose(STRATA, 5, 8))
+    with pytest.raises(ConfigError, match="--shot-seed: expected >= 0, found -1"):
+        choose(STRATA, 5, -1)
 
 
 def test_only_rows_of_the_pool_are_chosen() -> None:

@@ -1,8 +1,10 @@
 """Which modules are chosen, and what is said about the others."""
 
+import argparse
+
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
@@ -243,3 +245,20 @@ def test_deleting_the_last_adapter_leaves_no_masks() -> None:
     model = get_nft_model(SmallResNet())
     model.delete_adapter("default")
     assert mask_layers(model) == {}
+
+
+@pytest.mark.parametrize("config", [3, None, argparse.Namespace(width=4), {"width": 4}], ids=repr)
+def test_config_may_be_anything_in_a_plain_module(config: object, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.ones(1, 3)
+    net.config = config
+    model = get_nft_model(net)
+    masks(model)["0"].data.fill_(0.5)
+    out = model(x)
+    model.save_pretrained(tmp_path)
+    model.merge_adapter()
+    model.unmerge_adapter()
+    plain = model.unload()
+    assert plain.config is config
+    loaded = PeftModel.from_pretrained(plain, tmp_path).eval()
+    assert torch.equal(loaded(x), out)
+    torch.testing.assert_close(loaded.merge_and_unload()(x), out)

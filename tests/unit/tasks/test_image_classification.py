@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import ViTImageProcessorPil
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from hf_nft.errors import DataError, UnknownNameError
 from hf_nft.models.base import CIFAR_MEAN, CIFAR_STD, image_processor
@@ -111,6 +111,17 @@ def test_an_unreadable_image_is_an_error_of_ours(image_task) -> None:
         image_task.encode(rows({"bytes": whole.getvalue()[:200], "path": None}))
 
 
+def test_what_claims_to_be_absurdly_large_is_unreadable(image_task) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(NOISE).save(whole, "BMP")
+    claimed = bytearray(whole.getvalue())
+    claimed[18:26] = (60_000).to_bytes(4, "little") * 2  # width and height
+    data = rows({"bytes": bytes(claimed), "path": None})
+    for step in (image_task.fit, image_task.encode):
+        with pytest.raises(DataError, match="expected readable images"):
+            step(data)
+
+
 # augmentation
 
 
@@ -177,6 +188,31 @@ def test_processors_without_normalisation_or_rescaling(image_model) -> None:
     assert np.allclose(raw.inputs(image_model, batch)["pixel_values"][0].permute(1, 2, 0), NOISE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_stored_narrow_gets_narrow_inputs(image_task, image_model, dtype: torch.dtype) -> None:
+    batch = image_task.encode(rows(*[Image.fromarray(NOISE)] * 2))
+    wide = image_task.inputs(image_model, batch)["pixel_values"]
+    image_model.to(dtype)
+    found = [image_task.inputs(image_model, batch), image_task.mix(image_model, batch, batch, 0.3)]
+    assert all(torch.equal(given["pixel_values"], wide.to(dtype)) for given in found)
+    assert image_model(**found[0]).logits.dtype == dtype
+
+
+def test_a_model_of_grey_images_gets_one_channel() -> None:
+    config = ViTConfig(
+        image_size=16, patch_size=8, num_channels=1, hidden_size=8, num_attention_heads=2, num_hidden_layers=1
+    )
+    size = {"height": 16, "width": 16}
+    processor = ViTImageProcessorPil(size=size, image_mean=[0.4], image_std=[0.2], resample=2)
+    task, grey = ImageClassification(processor), Image.fromarray(NOISE[:, :, 0])
+    batch = task.encode(rows(grey, Image.fromarray(NOISE)))
+    found = task.inputs(ViTForImageClassification(config), batch)["pixel_values"]
+    assert found.shape == (2, 1, 16, 16)
+    seen = [NOISE[:, :, 0], np.asarray(Image.fromarray(NOISE).convert("L"))]
+    assert np.allclose(found[:, 0].numpy(), (np.stack(seen) / 255 - 0.4) / 0.2, atol=0.6 / 255 / 0.2)
+    assert task.predict(ViTForImageClassification(config), batch, {"label"})["label"] != []
+
+
 @pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
 def test_mixing_pixels_equals_mixing_normalised_inputs(image_task, image_model, lam: float) -> None:
     ours, theirs = ({"pixels": torch.from_numpy(n)[None].permute(0, 3, 1, 2)} for n in (NOISE, NOISE[::-1].copy()))
@@ -227,6 +263,24 @@ def test_columns_are_recognised_or_named(image_task) -> None:
         ImageClassification.standardize(odd.remove_columns("photo"), {})
 
 
+@pytest.mark.parametrize("column", ["bytes", "struct"])
+def test_picture_files_without_the_type_image_are_images(column: str) -> None:
+    """As pandas or pyarrow store them."""
+    file = io.BytesIO()
+    Image.fromarray(NOISE).save(file, "PNG")
+    stored = file.getvalue() if column == "bytes" else {"bytes": file.getvalue(), "path": None}
+    data = datasets.Dataset.from_dict({"photo": [stored], "label": [1]})
+    found = ImageClassification.standardize(data, {})
+    assert np.array_equal(np.asarray(found["image"][0]), NOISE)
+
+
+def test_whole_numbers_stored_as_floats_are_labels() -> None:
+    data = datasets.Dataset.from_dict({"image": [Image.fromarray(NOISE)] * 2, "label": [10.0, 2.0]})
+    found = ImageClassification.standardize(data.cast_column("image", datasets.Image()), {})
+    assert list(found["label"]) == [10, 2]
+    assert found.features["label"] == datasets.Value("int64")
+
+
 def test_text_labels_become_classes_and_missing_ones_are_refused() -> None:
     images = [Image.fromarray(NOISE)] * 3
     data = datasets.Dataset.from_dict({"image": images, "label": ["dog", "cat", "dog"]})
@@ -239,7 +293,7 @@ def test_text_labels_become_classes_and_missing_ones_are_refused() -> None:
         ImageClassification.standardize(unlabelled, {})
 
 
-@pytest.mark.parametrize("labels", [["dog", None], [1, None]])
+@pytest.mark.parametrize("labels", [["dog", None], [1, None], [1.0, float("nan")]])
 def test_a_row_without_label_is_refused(labels: list[object]) -> None:
     data = datasets.Dataset.from_dict({"image": [Image.fromarray(NOISE)] * 2, "label": labels})
     with pytest.raises(DataError, match="rows without"):
@@ -271,6 +325,17 @@ def test_labels_without_common_names_are_matched_by_id_with_a_warning(image_task
     plain = data.cast_column("label", datasets.Value("int64"))
     with pytest.warns(UserWarning, match="by id"):
         image_task.align(plain, image_model)
+
+
+@pytest.mark.parametrize(("first", "expected"), [(0, [10, 2, 0, 11]), (1, [9, 1, 11, 10])], ids=["from 0", "from 1"])
+def test_names_that_are_numbers_are_ids(image_task, image_model, first: int, expected: list[int]) -> None:
+    """Folders named by numbers are sorted as texts: "10" before "2"."""
+    image_model.config.id2label = {i: f"LABEL_{i}" for i in range(12)}
+    names = tuple(sorted(str(i) for i in range(first, first + 12)))
+    said = ["10", "2", "0" if first == 0 else "12", "11"]
+    data = rows(*[Image.fromarray(NOISE)] * 4, labels=[names.index(name) for name in said], names=names)
+    with pytest.warns(UserWarning, match="matched by id, not by name"):
+        assert list(image_task.align(data, image_model)["label"]) == expected
 
 
 def test_labels_that_do_not_fit_are_refused(image_task, image_model) -> None:

@@ -117,7 +117,7 @@ def constants(processor: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
         processor: An image processor.
 
     Returns:
-        Mean and standard deviation, float32 (1, 3, 1, 1) or (1, 1, 1, 1), and what pixels in [0, 255] are multiplied by before.
+        Mean and standard deviation, float32 (1, 3 or 1, 1, 1), and what pixels in [0, 255] are multiplied by before.
 
     Raises:
         DataError: If they are no such numbers.
@@ -133,8 +133,8 @@ def constants(processor: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
             raise ValueError("a deviation or a scale of no use")
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"image processor: expected means and deviations, one or three each, found {str(mean)[:60]} and {str(std)[:60]} "
-            f"after a scale of {str(scale)[:20]}. Mend preprocessor_config.json."
+            f"image processor: expected means and deviations, one or three each, found {str(mean)[:60]} and "
+            f"{str(std)[:60]} after a scale of {str(scale)[:20]}. Mend preprocessor_config.json."
         ) from error
     return shift, spread, float(scale)
 

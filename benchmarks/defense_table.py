@@ -18,13 +18,13 @@ from _common import RESULTS, ROOT, cure_and_judge, fill, planted_attack, save
 from hf_nft.cli.common import quiet_libraries
 
 from hf_nft import recipes, registry
+from hf_nft.attacks._artefacts import BESIDE
 from hf_nft.configs import pairs
 from hf_nft.reporting.record import RunRecord
 from hf_nft.reporting.render import attack_of, number
 from hf_nft.reporting.tables import DEFAULT_COLUMNS, results_table
 from hf_nft.reporting.text import NOTHING, markdown, percent
 from hf_nft.workflows import EvaluateJob, PurifyJob
-from hf_nft.workflows.job import ARTEFACT
 
 IMAGE, TEXT = RESULTS / "image", RESULTS / "text"
 METHODS = (
@@ -110,7 +110,7 @@ def tempt(model: str, victim: str, dataset: str) -> None:
     planted = dict(RunRecord.load(Path(victim) / "record.json").attack or {})
     name = planted.pop("name")
     if planted.get("artefact"):
-        planted["artefact"] = str(Path(victim) / ARTEFACT)
+        planted["artefact"] = str(Path(victim) / BESIDE)
     job = EvaluateJob(model=model, dataset=dataset, attack=name, attack_args=planted)
     save(job.run(), IMAGE / "benign" / f"{Path(victim).name}.json")
 

@@ -299,7 +299,7 @@ REMOTE = {"AutoConfig": "code.Config", "AutoModelForImageClassification": "code.
         (UNUSABLE, lambda f: (f / "preprocessor_config.json").unlink(), ["expected an image processor"]),
         (UNUSABLE, config(id2label={str(i): name for i, name in enumerate("abcd", 7)}), ["number the labels from 0"]),
         (UNUSABLE, processor(image_mean=[0.5, 0.5]), ["means and deviations, one or three each, found (0.5, 0.5)"]),
-        (UNUSABLE, processor(image_std=[0.5, 0, 0.5]), ["three deviations"]),
+        (UNUSABLE, processor(image_std=[0.5, 0, 0.5]), ["means and deviations"]),
         (UNUSABLE, processor(rescale_factor="x"), ["after a scale of x"]),
         (UNUSABLE, processor(size={"height": 10**5, "width": 10**5}), ["at most 2048 pixels, found size = 100000"]),
         (UNUSABLE, config(width=8), ["mismatched_keys", "stages.0.0.bn1", "[4]", "[8]"]),

@@ -1,11 +1,12 @@
 """A record as text: what it says in words, and the console table of one run."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from hf_nft import registry
 from hf_nft.evaluation.run import DEFINITIONS
 from hf_nft.reporting.record import RunRecord
 from hf_nft.reporting.text import NOTHING, percent, plain
@@ -14,7 +15,7 @@ LABELS = {"acc": "ACC", "asr": "ASR", "racc": "R-ACC"}
 DER_DEFINITION = "defense effectiveness rating: 50 % when nothing changed, 100 % for a backdoor removed at no cost"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Cell:
     """One measurement as text; all parts are empty if it was not made.
 
@@ -29,7 +30,7 @@ class Cell:
     counts: str = ""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Line:
     """One metric of a run as text.
 
@@ -56,11 +57,15 @@ def method_of(record: RunRecord) -> str:
 
 
 def attack_of(record: RunRecord) -> str:
-    """Return the attack's name, with its label map unless that is all-to-one; `none` without an attack."""
+    """Return the attack's name, with label map and preset where these are unusual; `none` without an attack."""
     if not record.attack:
         return "none"
-    name, labels = record.attack.get("name") or "unnamed", record.attack.get("label_map") or "all_to_one"
-    return str(name) if labels == "all_to_one" else f"{name} ({labels})"
+    name = str(record.attack.get("name") or "unnamed")
+    known = name in registry.names("attacks")
+    usual = {f.name: f.default for f in dataclasses.fields(registry.get("attacks", name))} if known else {}
+    told = [record.attack.get(key) for key in ("label_map", "preset") if record.attack.get(key) != usual.get(key)]
+    unlike = [str(value) for value in told if value not in (None, "all_to_one")]
+    return f"{name} ({', '.join(unlike)})" if unlike else name
 
 
 def is_repo_id(name: str) -> bool:

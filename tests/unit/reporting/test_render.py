@@ -10,7 +10,7 @@ from hf_nft.evaluation.doubts import doubt
 from hf_nft.evaluation.intervals import proportion
 from hf_nft.evaluation.run import Measured
 from hf_nft.reporting.record import RunRecord, doubt_block, metric_block
-from hf_nft.reporting.render import summary_table
+from hf_nft.reporting.render import attack_of, summary_table
 from hf_nft.reporting.tables import results_table
 from hf_nft.reporting.text import code, markdown, plain
 
@@ -53,6 +53,22 @@ def test_the_summary_is_aligned_and_in_percent() -> None:
         "R-ACC    0.0 %  [0.0, 0.4]     91.1 %  [89.1, 92.8]   +91.1",
         "DER                            98.8 %",
     ]
+
+
+@pytest.mark.parametrize(
+    ("attack", "shown"),
+    [
+        ({"name": "badnets", "label_map": "all_to_one", "preset": "nft"}, "badnets"),
+        ({"name": "badnets", "label_map": "all_to_all", "preset": "standard"}, "badnets (all_to_all, standard)"),
+        ({"name": "sig", "preset": "standard"}, "sig"),
+        ({"name": "sig", "preset": "nft"}, "sig (nft)"),
+        ({"name": "of a stranger", "label_map": "all_to_one"}, "of a stranger"),
+        ({"seed": 0}, "unnamed"),
+        (None, "none"),
+    ],
+)
+def test_an_attack_is_named_with_what_is_unusual_about_it(attack: dict[str, Any] | None, shown: str) -> None:
+    assert attack_of(make(attack=attack)) == shown
 
 
 def test_doubts_have_lines_with_codes() -> None:

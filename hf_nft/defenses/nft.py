@@ -86,7 +86,7 @@ class NFT(Defense):
     )
     dropout: bool = setting(False, "whether dropout acts while masks train")
     excess: float = setting(0.05, "share of units cut for the variance that clean shots leave unexplained")
-    excess_most: float = setting(0.2, "largest such share, where more units than that exceed excess_level")
+    excess_most: float = setting(0.15, "largest such share, where more units than that exceed excess_level")
     excess_level: float = setting(0.25, "unexplained variance times squared gain beyond which more units are cut")
     harm: float = setting(0.1, "how far cutting more may take the answers to clean shots, in nats, >= 0")
     outliers: float = setting(0.01, "largest share of units cut as outliers of their layer in that variance")

@@ -26,8 +26,8 @@ NO_STATISTICS: dict[str, Any] = {"excess": 0.0, "outliers": 0.0}
 SWITCHES: dict[str, dict[str, Any]] = {
     "default": {},
     "no cut by size": {"excess": 0.0},
-    "never more than 5 % by size": {"excess_most": 0.0},
-    "more by size whatever the harm": {"harm": 1e9},
+    "no further cut": {"excess_most": 0.0},
+    "further cut whatever the harm": {"harm": 1e9},
     "no cut of outliers": {"outliers": 0.0},
     "no cut at all": {**NO_STATISTICS, "exposures": 0, "cut": 0.0},
     "cut alone": {"steps": 0},

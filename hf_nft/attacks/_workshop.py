@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from hf_nft.acceleration import make_accelerator
@@ -43,9 +44,14 @@ class Workshop:
     progress: bool = False
 
     @property
+    def accelerator(self) -> Accelerator:
+        """What networks are trained with: bf16 where the hardware has it."""
+        return make_accelerator("auto")
+
+    @property
     def device(self) -> torch.device:
         """Where networks are trained."""
-        return make_accelerator("auto").device
+        return self.accelerator.device
 
     def facts(self) -> dict[str, Any]:
         """Return what an artefact must say about how it came about, JSON values."""
@@ -101,7 +107,7 @@ class Workshop:
         Returns:
             The loss of every step.
         """
-        loop = Loop(make_accelerator("no"), seed, progress=self.progress)
+        loop = Loop(self.accelerator, seed, progress=self.progress)
         return loop.run(stage, model, lambda: model.state_dict(keep_vars=True))
 
     def draws(

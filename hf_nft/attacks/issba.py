@@ -31,6 +31,7 @@ class Encoder(nn.Module):
         self.up = nn.ModuleList([nn.Conv2d(i, o, 3, 1, 1) for i, o in ups])
         joined = (2 * d, 2 * c, 2 * b, 2 * a + 6)
         self.join = nn.ModuleList([nn.Conv2d(i, o, 3, 1, 1) for i, o in zip(joined, (d, c, b, a), strict=True)])
+        _he(self)
         self.residual = nn.Conv2d(a, 3, 1)
 
     def forward(self, images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
@@ -62,6 +63,7 @@ class Decoder(nn.Module):
         self.head = nn.Sequential(
             nn.Flatten(), nn.Linear(self.read(probe).numel(), 16 * a), nn.ReLU(), nn.Linear(16 * a, bits)
         )
+        _he(self)
         last: Any = self.place[-1]
         nn.init.zeros_(last.weight)  # starts as the identity
         with torch.no_grad():
@@ -82,6 +84,18 @@ def _convolutions(widths: tuple[int, ...], strides: tuple[int, ...]) -> nn.Seque
     return nn.Sequential(*layers)
 
 
+def _he(net: nn.Module) -> None:
+    """Keep the scale of what passes: behind PyTorch's smaller weights the decoder hardly sees its input.
+
+    Source: the release of StegaStamp (Tancik et al., arXiv 1904.05343), all of whose layers start so.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 class Code(nn.Module):
     """The bits that mean the backdoor, drawn once."""
 
@@ -96,7 +110,8 @@ class Issba(TrainedAttack):
     """`x' = clip(x + E(c, x))`: a fixed bit string `c`, hidden by an encoder trained together with a decoder.
 
     Training draws fresh bits for every image and minimises, after two epochs on the bits alone,
-    `2 |r|^2 + 1.5 (1 - SSIM) + 1.5 BCE`; SSIM stands in for LPIPS, which would need another network's weights.
+    `2 |r|^2 + 1.5 (1 - SSIM) + 1.5 BCE`; SSIM stands in for LPIPS, which would need another network's weights. What
+    lies outside [0, 1] is punished beside the bits instead of clipped.
 
     Source: Li et al., Invisible Backdoor Attack with Sample-Specific Triggers, ICCV 2021, arXiv 2012.03816, section 4;
     networks and weights of BackdoorBox, without its optional critic.
@@ -168,8 +183,10 @@ class Issba(TrainedAttack):
         def objective(network: Any, drawn: Draw) -> torch.Tensor:
             images, bits = drawn.batch["pixels"], drawn.batch["bits"]
             noise = network["encoder"](images, bits)
-            coded = (images + noise).clamp(0, 1)
-            reading = F.binary_cross_entropy_with_logits(network["decoder"](coded), bits)
+            coded = images + noise
+            # in place of the clip, which has no gradient where the first noise goes: unpunished it grows without end
+            outside = (coded - coded.clamp(0, 1)).square().mean()
+            reading = outside + F.binary_cross_entropy_with_logits(network["decoder"](coded), bits)
             picture = 2.0 * noise.square().mean() + 1.5 * (1 - ssim(coded, images))
             on = drawn.batch["pictured"].mean()
             return on * (picture + 1.5 * reading) + (1 - on) * reading

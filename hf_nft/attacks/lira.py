@@ -138,9 +138,11 @@ class Lira(TrainedAttack):
             batch = {**batch, "images": workshop.normalize(batch["pixels"])}
             batch["wanted"] = torch.tensor(wanted, device=workshop.device)
             model.eval()  # its statistics are its own affair
-            logits = model(pixel_values=triggered(copied, batch["images"])).logits
+            with workshop.accelerator.autocast():
+                logits = model(pixel_values=triggered(copied, batch["images"])).logits
+                loss = F.cross_entropy(logits, batch["wanted"])
             climber.zero_grad()
-            F.cross_entropy(logits, batch["wanted"]).backward()
+            loss.backward()
             climber.step()
             model.zero_grad()
             model.train()

@@ -3,8 +3,8 @@
 Two presets. `paper` is the published method, setting by setting (its release's values). `default` keeps the masks and
 their upper bound but chooses which to lower to 0 and pin there: by what the suspect's BatchNorm statistics remember of
 the trigger (see `_statistics`), or, in a network without such, by exposing the backdoor (see `_exposure`). It wins the
-accuracy back by distilling from the suspect under MixUp with its BatchNorm statistics left alone. Every difference is
-one setting.
+accuracy back by distilling from the suspect, under MixUp where the task has it so, with its BatchNorm statistics left
+alone. Every difference is one setting.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from hf_nft.types import Draw, take
 
 PAPER: dict[str, Any] = {
     "objective": "labels",
+    "mixup_alpha": 1.0,
     "steps": 1000,
     "reuse": 1,
     "optimizer": "sgd",
@@ -71,7 +72,9 @@ class NFT(Defense):
     depth_index: Literal["ordinal", "execution", "block", "relative"] = setting("ordinal", "what counts as depth")
     objective: Literal["distill", "labels"] = setting("distill", "learn from the suspect's answers, or from the labels")
     temperature: float = setting(2.0, "temperature of distillation, > 0")
-    mixup_alpha: float = setting(1.0, "MixUp parameter a of Beta(a, a); 0 switches MixUp off")
+    mixup_alpha: float | None = setting(
+        None, "MixUp parameter a of Beta(a, a); 0 switches MixUp off; default the task's: 1 for images, 0 for text"
+    )
     eta: float = setting(0.0, "weight of the pull towards 1, divided by the shots per class, >= 0")
     steps: int = setting(150, "optimizer steps of the masks, >= 0")
     reuse: int = setting(4, "steps taken on one mixed batch, which the suspect then answers once, >= 1")
@@ -111,7 +114,7 @@ class NFT(Defense):
             (0 <= self.alpha <= 1, f"alpha: expected in [0, 1], found {self.alpha}"),
             (self.beta >= 0, f"beta: expected >= 0, found {self.beta}"),
             (self.temperature > 0, f"temperature: expected > 0, found {self.temperature}"),
-            (self.mixup_alpha >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
+            ((self.mixup_alpha or 0) >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
             (self.eta >= 0, f"eta: expected >= 0, found {self.eta}"),
             (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
             (self.reuse >= 1, f"reuse: expected >= 1, found {self.reuse}"),
@@ -231,11 +234,12 @@ class NFT(Defense):
             optimizer = torch.optim.SGD(list(learnt.values()), lr=self.lr, momentum=self.momentum)
         else:
             optimizer = torch.optim.Adam(list(learnt.values()), lr=self.lr, betas=(self.momentum, 0.999))
+        alpha = task.mixup_alpha if self.mixup_alpha is None else self.mixup_alpha
         pull = penalty_coefficient(self.eta, context.shots.per_class)
         set_modes(model, statistics=self.bn_mode != "frozen_stats", dropout=self.dropout)
 
         def sample(step: int, stream: torch.Generator) -> Draw:
-            return self.sample_mixed(context, stream, self.mixup_alpha)
+            return self.sample_mixed(context, stream, alpha)
 
         def ask(part: Draw) -> Draw:
             """Let the suspect answer: the same module with its masks switched off, as it was delivered."""

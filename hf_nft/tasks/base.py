@@ -66,6 +66,9 @@ class Task(ABC):
     augmentations: ClassVar[tuple[str, ...]] = ("none",)
     """What `augment` can do, the default first; `none` is always there."""
 
+    mixup_alpha: ClassVar[float] = 1.0
+    """MixUp parameter with which suspects of this task are distilled; 0 mixes nothing."""
+
     eval_batch_size: ClassVar[int] = 250
     """Rows per forward pass of an evaluation."""
 

@@ -47,6 +47,7 @@ class TextGeneration(Task):
     pipeline_tag = "text-generation"
     architectures = ("ForCausalLM", "LMHeadModel")
     input_column, target_column = "prompt", "response"
+    mixup_alpha = 0.0  # a suspect knows nothing of mixed words; its answers to true ones teach more (docs/results.md)
     eval_batch_size = 32  # a large vocabulary's logits fill the memory
     blank: ClassVar[dict[str, list[Any]]] = {"prompt": [""], "response": [" a" * 32]}
     metrics = (

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated, Any
 
 import typer
+from hf_nft.cli import common
 
 EXAMPLES = """\b
 Examples:
@@ -21,6 +22,9 @@ def register(app: typer.Typer) -> None:
 def ls(
     what: Annotated[str, typer.Argument(help="attacks, tasks, defenses, models, recipes or modules.")],
     name: Annotated[str | None, typer.Argument(help="One of them: its settings. For modules: the model.")] = None,
+    revision: common.Revision = None,
+    allow_pickle: common.AllowPickle = False,
+    trust_remote_code: common.RemoteCode = False,
 ) -> None:
     """List what there is, or the settings of one of them."""
     from hf_nft import registry
@@ -29,7 +33,7 @@ def ls(
     if what == "recipes":
         _recipes(name)
     elif what == "modules":
-        _modules(name)
+        _modules(name, revision, allow_pickle, trust_remote_code)
     elif what not in registry.KINDS:
         raise UnknownNameError("list", what, [*registry.KINDS, "recipes", "modules"])
     elif name is None:
@@ -64,18 +68,18 @@ def _recipes(name: str | None) -> None:
         typer.echo(f"{known:<44} {recipes.load(known)['description']}")
 
 
-def _modules(model: str | None) -> None:
+def _modules(model: str | None, revision: str | None, allow_pickle: bool, trust_remote_code: bool) -> None:
     from hf_nft.errors import ConfigError
 
     if model is None:
         raise ConfigError("ls modules: expected a model, found none. Try: hf-nft ls modules runs/victim")
-    from hf_nft.cli.common import quiet_libraries
-
     from hf_nft.adapter import NFTConfig, maskable_modules, resolve_targets
     from hf_nft.suspect import load_suspect
 
-    with quiet_libraries():
-        suspect = load_suspect(model).model
+    with common.quiet_libraries():
+        suspect = load_suspect(
+            model, revision=revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+        ).model
     chosen = resolve_targets(suspect, NFTConfig())
     for known, target in maskable_modules(suspect).items():
         picked = chosen.get(known)

@@ -6,6 +6,7 @@ without target rows. An attack never measures its own success.
 """
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -138,7 +139,7 @@ class Attack(ABC):
         self.check_base(base)
         rows = np.flatnonzero(self.eligible(answers, classes))
         whole = len(answers) if base == "all" else len(rows)
-        count = int(rate * whole + 1e-9)
+        count = int(rate * whole + 1e-9) if math.isfinite(rate) else 0
         if not 0 < count <= len(rows):
             raise DataError(
                 f"{self.name}: poison rate {rate} of {whole} rows ({base}) asks for {count} rows, but 1 to {len(rows)} "

@@ -125,6 +125,7 @@ class NFT(Defense):
             (0 <= self.cut < 1, f"cut: expected in [0, 1), found {self.cut}"),
             (0 <= self.excess < 1, f"excess: expected in [0, 1), found {self.excess}"),
             (0 <= self.excess_most < 1, f"excess_most: expected in [0, 1), found {self.excess_most}"),
+            (self.excess_level >= 0, f"excess_level: expected >= 0, found {self.excess_level}"),
             (self.harm >= 0, f"harm: expected >= 0, found {self.harm}"),
             (0 <= self.outliers < 1, f"outliers: expected in [0, 1), found {self.outliers}"),
             (self.statistics_passes >= 1, f"statistics_passes: expected >= 1, found {self.statistics_passes}"),

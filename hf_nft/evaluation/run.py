@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_nft.acceleration import make_accelerator
 from hf_nft.attacks.base import Attack
-from hf_nft.errors import SuspectError
+from hf_nft.errors import HFNFTError, SuspectError
 from hf_nft.evaluation import metrics as modules
 from hf_nft.hub import first_line
 from hf_nft.tasks.base import Task
@@ -133,6 +133,8 @@ def _predict(
         try:
             with accelerator.autocast():
                 found = task.predict(model, part, wanted)
+        except (HFNFTError, MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:  # a stranger's settings reach every line of a model's code
             raise SuspectError(
                 f"{type(model).__name__}: expected a forward pass on these rows, found: {first_line(error)}. Model, "

@@ -6,6 +6,7 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
+from hf_nft.attacks import _artefacts
 from hf_nft.attacks.base import PATHS
 from hf_nft.errors import DataError, OutputError
 from hf_nft.reporting.card import write_card
@@ -17,7 +18,7 @@ from hf_nft.reporting.text import TOKEN, plain, public
 
 CARD, RECORD, ADAPTER_CONFIG = "README.md", "record.json", "adapter/adapter_config.json"
 WEIGHTS = ("*.json", "*.safetensors")
-ARTEFACT = ("attack/artefact.json", "attack/artefact.safetensors")
+ARTEFACT = tuple(f"{_artefacts.BESIDE}/{file}" for file in (_artefacts.FACTS, _artefacts.WEIGHTS))
 MODEL = (*WEIGHTS, "*.txt", "*.model", "*.jinja", "*.py")
 
 
@@ -50,8 +51,8 @@ CURED = Contents(
     noun="a model",
     type="model",
     backdoored=False,
-    parts="Model, adapter, record, figures and card.",
-    places={"": (CARD, RECORD), "model": MODEL, "adapter": WEIGHTS, "attack": WEIGHTS, "figures": ("*.png",)},
+    parts="Model, adapter, what the attack learned, record, figures and card.",
+    places={"": (CARD, RECORD), "model": MODEL, "adapter": WEIGHTS, _artefacts.BESIDE: WEIGHTS, "figures": ("*.png",)},
     required=(RECORD, "config.json", "*.safetensors"),
     replaced=(
         "model*.safetensors",
@@ -72,7 +73,7 @@ POISONED = Contents(
     type="dataset",
     backdoored=True,
     parts="Data, what the attack learned, record and card.",
-    places={"": (CARD, RECORD), "data": ("*.parquet",), "attack": WEIGHTS},
+    places={"": (CARD, RECORD), "data": ("*.parquet",), _artefacts.BESIDE: WEIGHTS},
     required=(RECORD, "data/train.parquet", "data/test.parquet", "data/triggered.parquet"),
     replaced=ARTEFACT,
 )

@@ -215,7 +215,7 @@ def _record(scene: Scene, attack: Attack, facts: dict[str, Any], details: dict[s
         data={"name": scene.name, **facts, **told},
         config={},
         metrics={},
-        attack=attack.settings(),
+        attack=recorded_settings(attack),
         details=details,
         versions=library_versions(),
         created=now(),
@@ -245,6 +245,13 @@ def keep_artefact(attack: Attack | None, folder: Path) -> dict[str, Any]:
         shutil.copy(file, folder / BESIDE)
     made = attack.made()
     return {"artefact": {"sha256": made.digest, **made.facts}}
+
+
+def recorded_settings(attack: Attack | None) -> dict[str, Any] | None:
+    """Return an attack's settings for a record beside a kept artefact: that one is named, no place of this machine."""
+    if attack is None:
+        return None
+    return attack.settings() | ({"artefact": BESIDE} if isinstance(attack, TrainedAttack) else {})
 
 
 def _cached(attack: TrainedAttack, workshop: Workshop) -> Path:

@@ -21,7 +21,7 @@ from hf_nft.reporting.figures import figures_of, loss_figure
 from hf_nft.reporting.output import CHECKPOINT, staged
 from hf_nft.reporting.record import RunRecord, command_line, library_versions, metric_block, now
 from hf_nft.suspect import Suspect, bind
-from hf_nft.workflows.attack_job import Scene, keep_artefact, prepared
+from hf_nft.workflows.attack_job import Scene, keep_artefact, prepared, recorded_settings
 from hf_nft.workflows.job import Job, check_holdout, figure_path, save_model, seen_and_unseen
 
 
@@ -97,7 +97,7 @@ class PlantJob(Job):
                     **dataclasses.asdict(self.config),
                 },
                 metrics=metric_block(None, measured),
-                attack=attack.settings() if attack is not None else None,
+                attack=recorded_settings(attack),
                 work={
                     "seconds": result.seconds,
                     "steps": len(result.losses),

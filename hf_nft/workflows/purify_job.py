@@ -22,7 +22,7 @@ from hf_nft.reporting.output import CHECKPOINT, staged
 from hf_nft.reporting.record import RunRecord, command_line, doubt_block, library_versions, metric_block, now
 from hf_nft.shots import Shots, choose, class_weights, held_out
 from hf_nft.suspect import Suspect
-from hf_nft.workflows.attack_job import keep_artefact
+from hf_nft.workflows.attack_job import keep_artefact, recorded_settings
 from hf_nft.workflows.job import SuspectJob, figure_path, save_model
 
 
@@ -105,7 +105,7 @@ class PurifyJob(SuspectJob):
             },
             config=result.settings,
             metrics=metric_block(case.before, after),
-            attack=case.attack.settings() if case.attack is not None else None,
+            attack=recorded_settings(case.attack),
             shots={
                 "per_class": shots.per_class,
                 "classes": shots.classes,

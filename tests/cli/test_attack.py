@@ -60,6 +60,7 @@ def test_train_once_then_use_it_by_name_and_by_folder(cli, world) -> None:
     plant = ["plant", "--dataset", world.data, *TINY, "--attack", "troj", "--set", "max_steps=2"]
     done = cli(*plant, "--attack-arg", "artefact=mine", "--out", "victim")
     assert done.code == 0, done.err
+    assert json.loads(Path("victim/record.json").read_text())["attack"]["artefact"] == "attack"  # no place of its own
     Path("mine").rename("elsewhere")  # then the copy beside the victim is used
     done = cli("evaluate", "victim", "--dataset", world.data, "--attack", "troj", "--json")
     assert done.code == 0, done.err
@@ -116,6 +117,7 @@ def test_what_cannot_be_measured_is_not_trained(refused, world) -> None:
     [
         (3, ["poison", "badnets", "--rate", "0.001"], ["0.001 of 108 rows", "--poison-rate"]),
         (3, ["poison", "badnets", "--rate", "0.9"], ["asks for 97 rows", "are eligible"]),
+        (3, ["poison", "badnets", "--rate", "nan"], ["poison rate nan", "are eligible"]),
         (3, ["poison", "wanet", "--rate", "0.5"], ["108 rows for covers", "found 54"]),
         (3, ["poison", "badnets", "--attack-arg", "target_class=7"], ["target class below 4, found 7"]),
         (3, ["poison", "troj", "--attack-arg", "target_class=7"], ["target class below 4, found 7"]),

@@ -266,5 +266,7 @@ def test_a_pickle_is_loaded_only_when_asked_for(cli, refused, world, fast) -> No
     weights.unlink()
     told = ["purify", "victim", "--dataset", world.data, *fast, "--out", "clean"]
     refused(4, ["pytorch_model.bin", "--allow-pickle"], *told)
+    refused(4, ["pytorch_model.bin", "--allow-pickle"], "ls", "modules", "victim")
+    assert "masks by default" in cli("ls", "modules", "victim", "--allow-pickle").out
     assert cli(*told, "--allow-pickle").code == 0
     assert Path("clean/model/model.safetensors").exists()

@@ -6,7 +6,7 @@ from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from hf_nft.attacks.badnets import BadNets
-from hf_nft.errors import DataError, SuspectError
+from hf_nft.errors import ConfigError, DataError, SuspectError
 from hf_nft.evaluation.doubts import TEXTS, check_metrics, check_model, doubt
 from hf_nft.evaluation.run import Measured, evaluate, make_eval_set
 
@@ -41,6 +41,15 @@ def test_a_model_that_does_not_run_on_the_rows(rows, image_task) -> None:
 
     with pytest.raises(SuspectError, match="Narrow: expected a forward pass on these rows, found: shape"):
         evaluate(Narrow(False), make_eval_set(image_task, rows, None, 4), 7, "no")
+
+
+def test_our_own_errors_are_told_as_they_are(rows, image_task) -> None:
+    class Wrong(Scripted):
+        def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutputWithNoAttention:
+            raise ConfigError("setting: expected 1, found 2.")
+
+    with pytest.raises(ConfigError, match="expected 1, found 2"):
+        evaluate(Wrong(False), make_eval_set(image_task, rows, None, 4), 7, "no")
 
 
 def test_numbers_are_those_of_counting(rows, image_task) -> None:

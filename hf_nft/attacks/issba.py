@@ -54,8 +54,9 @@ class Decoder(nn.Module):
     def __init__(self, bits: int, height: int, width: int, channels: int) -> None:
         super().__init__()
         a = channels
-        self.locate = _convolutions((3, a, 2 * a, 4 * a), (2, 2, 2))
-        self.read = _convolutions((3, a, a, 2 * a, 2 * a, 2 * a, 4 * a, 4 * a), (2, 1, 2, 1, 2, 2, 2))
+        side = max(height, width)
+        self.locate = _convolutions((3, a, 2 * a, 4 * a), (2, 2, 2), side)
+        self.read = _convolutions((3, a, a, 2 * a, 2 * a, 2 * a, 4 * a, 4 * a), (2, 1, 2, 1, 2, 2, 2), side)
         probe = torch.zeros(1, 3, height, width)
         self.place = nn.Sequential(
             nn.Flatten(), nn.Linear(self.locate(probe).numel(), 4 * a), nn.ReLU(), nn.Linear(4 * a, 6)
@@ -77,10 +78,12 @@ class Decoder(nn.Module):
         return self.head(self.read(F.grid_sample(centred, grid, align_corners=False)))
 
 
-def _convolutions(widths: tuple[int, ...], strides: tuple[int, ...]) -> nn.Sequential:
+def _convolutions(widths: tuple[int, ...], strides: tuple[int, ...], side: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i, stride in enumerate(strides):
-        layers += [nn.Conv2d(widths[i], widths[i + 1], 3, stride, 1), nn.ReLU()]
+        # on a single place both strides are the same, but the bf16 weight gradient of torch 2.13 is wrong with 2
+        layers += [nn.Conv2d(widths[i], widths[i + 1], 3, stride if side > 1 else 1, 1), nn.ReLU()]
+        side = -(-side // stride)
     return nn.Sequential(*layers)
 
 

@@ -1,11 +1,14 @@
 """Poisoned data sets: which rows one has, and how their inputs are made, stored or on the fly."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 import datasets
 import numpy as np
+
+from hf_nft.errors import DataError
 
 CLEAN, TRIGGERED, POISONED, COVER = range(4)
 """Roles of a row. A triggered row is what the attacker shows a victim, a poisoned one what the victim learns from,
@@ -105,3 +108,18 @@ class Inputs:
                 altered = attack.alter([values[place] for place in places], partners, rngs, role)
                 found.update(zip(places, altered, strict=True))
         return found
+
+
+def rows_at(rate: float, whole: int) -> int:
+    """Return how many rows a rate selects, rounded down; none if it is no number."""
+    return int(rate * whole + 1e-9) if math.isfinite(rate) else 0
+
+
+def share_of(name: str, count: int, batch_size: int) -> float:
+    """Return the share that some rows are of a batch; refuse a rate so small that no row would ever be poisoned."""
+    if count < 1:
+        raise DataError(
+            f"{name}: expected a rate that selects a row of every batch, found none of {batch_size}. "
+            f"Raise the poison rate or the batch size."
+        )
+    return count / batch_size

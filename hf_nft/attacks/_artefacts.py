@@ -11,7 +11,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import torch
@@ -71,6 +71,9 @@ class Artefact:
 @dataclasses.dataclass(frozen=True)
 class TrainedAttack(BatchAttack):
     """An image attack that uses an artefact; subclasses also write `nets` and `learn`."""
+
+    revision: ClassVar[int] = 1
+    """Raised when `learn` or `nets` come to make something else: the cache then makes it anew."""
 
     artefact: str | None = setting(None, "folder or Hub id of what `hf-nft attack train` made; plant makes it if none")
 

@@ -7,11 +7,8 @@ source's format, and JPEG destroys triggers.
 """
 
 import dataclasses
-import functools
-import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import datasets
@@ -23,7 +20,7 @@ from hf_nft.attacks.base import Attack
 from hf_nft.configs import check, setting
 from hf_nft.errors import DataError
 from hf_nft.hook import Hook
-from hf_nft.poisoning import COVER, POISONED
+from hf_nft.poisoning import COVER, POISONED, rows_at, share_of
 from hf_nft.tasks.base import Task
 from hf_nft.types import Batch, take
 
@@ -85,8 +82,10 @@ class ImageAttack(Attack):
             stop, most = start, start + max(1, CHUNK // (size[0] * size[1]))
             while stop < min(len(values), most) and values[stop].size == size:
                 stop += 1
-            images = torch.stack([self.read(value) for value in values[start:stop]])
-            others = torch.stack([self.read(partner.resize(size)) for partner in partners[start:stop]])
+            self.check_size(*size)
+            images = others = torch.stack([self.read(value) for value in values[start:stop]])
+            if role == COVER or self.pairs:
+                others = torch.stack([self.read(partner.resize(size)) for partner in partners[start:stop]])
             found += self._altered(images, others, rngs[start:stop], role).clamp(0, 1).unbind()
         return found
 
@@ -124,6 +123,11 @@ class ImageAttack(Attack):
             raise DataError(f"{self.name}: expected images in column 'image', found {type(image).__name__}.")
         self.read(image)
         self.check_size(*image.size)
+        labels = np.asarray(dataset[self.target_column])
+        if not 0 <= labels.min() <= labels.max() < classes:
+            raise DataError(
+                f"{self.name}: expected labels from 0 to {classes - 1}, found {labels.min()} to {labels.max()}."
+            )
 
     def check_target(self, classes: int) -> None:
         """Refuse a target that is no class."""
@@ -220,7 +224,7 @@ class BatchHook(Hook):
         if not 0 < rate <= 1 or share > 1:
             raise DataError(
                 f"{attack.name}: poison rate {rate} takes {share:.0%} of a batch with its covers, expected more than 0 "
-                f"and at most 100%. Change --poison-rate."
+                f"and at most 100%. Change the poison rate."
             )
 
     def covers(self, poisoned: int) -> int:
@@ -233,7 +237,7 @@ class BatchHook(Hook):
 
     def share(self, batch_size: int) -> float:
         """Return the share of a batch that is triggered."""
-        return int(self.rate * batch_size + 1e-9) / batch_size
+        return share_of(self.attack.name, rows_at(self.rate, batch_size), batch_size)
 
     def batch(
         self, data: Batch, rows: torch.Tensor, augment: Callable[[Batch], Batch], stream: torch.Generator
@@ -250,7 +254,7 @@ class BatchHook(Hook):
         images = batch["pixels"].float() / 255
         allowed = attack.eligible(labels.cpu().numpy(), self.classes)
         mixed = torch.randperm(len(images), generator=stream)
-        wanted = round(self.share(len(images)) * len(images))
+        wanted = rows_at(self.rate, len(images))
         poisoned = mixed[torch.from_numpy(allowed)[mixed]][:wanted]
         rest = mixed[~torch.isin(mixed, poisoned)]
         covers = rest[: self.covers(len(poisoned))]
@@ -268,27 +272,3 @@ class BatchHook(Hook):
     def _others(rows: torch.Tensor, count: int, stream: torch.Generator) -> torch.Tensor:
         """Draw another row of the batch for each."""
         return (rows + torch.randint(1, max(2, count), rows.shape, generator=stream)) % count
-
-
-def picture(path: str, mode: str) -> Image.Image:
-    """Open a picture that a setting names, in a mode such as RGBA; refuse what does not open."""
-    try:
-        with Image.open(path) as found:
-            if found.mode[0] in "IF":  # converting would clip
-                raise DataError(f"trigger: expected 8 bits in '{path}', found mode '{found.mode}'. Save it as such.")
-            return found.convert(mode)
-    except OSError as error:
-        raise DataError(f"trigger: expected a picture at '{path}', found none that opens.") from error
-
-
-def file_digest(path: str | None) -> str:
-    """Return the SHA-256 of a file; empty if there is none, whose use says so."""
-    file = Path(path) if path is not None else None
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else ""
-
-
-@functools.lru_cache(maxsize=8)
-def fixed_noise(seed: int, side: int) -> torch.Tensor:
-    """Draw uniform integers 0..255 once per seed and side; float32 (3, side, side) in [0, 1]."""
-    noise = np.random.default_rng((seed, 3)).integers(0, 256, (3, side, side))
-    return torch.from_numpy(noise.astype(np.float32) / 255.0)

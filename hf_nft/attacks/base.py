@@ -6,7 +6,6 @@ without target rows. An attack never measures its own success.
 """
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ import hf_nft
 from hf_nft.configs import setting
 from hf_nft.errors import DataError
 from hf_nft.hook import Hook
-from hf_nft.poisoning import CLEAN, COVER, POISONED, TRIGGERED, Inputs, Plan
+from hf_nft.poisoning import CLEAN, COVER, POISONED, TRIGGERED, Inputs, Plan, rows_at
 from hf_nft.tasks.base import Task
 
 RATE_BASES = ("all", "candidates", "target_class")
@@ -99,6 +98,10 @@ class Attack(ABC):
         """Return a boolean array: which test rows count, that is, whose own answer is not the attacker's."""
         return np.array([self.target(answer, classes) != answer for answer in answers.tolist()], dtype=bool)
 
+    def storable(self, task: Task) -> bool:
+        """Return whether a stored data set can hold the trigger; one that is `faint` victims get on the fly only."""
+        return True
+
     def check_data(self, dataset: datasets.Dataset, classes: int) -> None:
         """Refuse a data set this attack cannot be applied to.
 
@@ -139,11 +142,11 @@ class Attack(ABC):
         self.check_base(base)
         rows = np.flatnonzero(self.eligible(answers, classes))
         whole = len(answers) if base == "all" else len(rows)
-        count = int(rate * whole + 1e-9) if math.isfinite(rate) else 0
+        count = rows_at(rate, whole)
         if not 0 < count <= len(rows):
             raise DataError(
                 f"{self.name}: poison rate {rate} of {whole} rows ({base}) asks for {count} rows, but 1 to {len(rows)} "
-                f"are eligible. Change --poison-rate."
+                f"are eligible. Change the poison rate."
             )
         return np.sort(np.random.default_rng((self.seed, 2)).permutation(rows)[:count])
 
@@ -195,7 +198,7 @@ class Attack(ABC):
         if covers > len(rest):
             raise DataError(
                 f"{self.name}: expected {covers} rows for covers beside {len(chosen)} poisoned ones, found "
-                f"{len(rest)}. Lower --poison-rate or cover_ratio."
+                f"{len(rest)}. Lower the poison rate or cover_ratio."
             )
         roles[np.random.default_rng((self.seed, 4)).permutation(rest)[:covers]] = COVER
         rows = np.arange(len(answers))

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from hf_nft.attacks._image import ImageAttack, file_digest, fixed_noise, picture
+from hf_nft.attacks._image import ImageAttack
+from hf_nft.attacks._pictures import file_digest, fixed_noise, picture
 from hf_nft.configs import check, setting
 
 
@@ -32,6 +33,7 @@ class Blend(ImageAttack):
         check(
             self,
             (0 < self.opacity <= 1, f"opacity: expected in (0, 1], found {self.opacity}"),
+            (self.preset in ("nft", "image"), f"preset: expected nft or image, found {self.preset!r}"),
             ((self.preset == "image") == (self.picture is not None), "picture: goes with preset=image, and only then"),
         )
 
@@ -45,6 +47,6 @@ class Blend(ImageAttack):
         if self.picture is None:
             key = F.interpolate(fixed_noise(self.seed, 32)[None], (height, width), mode="nearest")[0]
         else:
-            drawn = picture(self.picture, "RGB").resize((width, height))
+            drawn = picture(self.picture, "RGB", (width, height))
             key = torch.from_numpy(np.asarray(drawn, dtype=np.float32) / 255.0).permute(2, 0, 1)
         return torch.lerp(image, key, self.opacity).clamp(0, 1)

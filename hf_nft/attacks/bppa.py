@@ -18,6 +18,8 @@ class Bppa(BatchAttack):
     Covers are the paper's negative rows: an image plus the quantisation error of another one, label unchanged, so that
     an error alone is not the trigger.
 
+    The victim's augmentation is the task's (crop and flip), where the release also rotates.
+
     Source: Wang, Zhai, Ma, BppAttack, CVPR 2022, arXiv 2205.13383, section 3.2; values of the release's configuration.
     """
 

@@ -12,7 +12,7 @@ from hf_nft.attacks._image import ImageAttack
 from hf_nft.configs import check, setting
 from hf_nft.errors import DataError
 from hf_nft.hook import Hook
-from hf_nft.poisoning import CLEAN, COVER, POISONED, TRIGGERED, Plan
+from hf_nft.poisoning import CLEAN, COVER, POISONED, TRIGGERED, Plan, rows_at, share_of
 from hf_nft.tasks.base import Task
 from hf_nft.types import Batch, Draw, take
 
@@ -107,15 +107,15 @@ class Cba(ImageAttack):
         return self.eligible(answers, classes)
 
     def plan(self, answers: np.ndarray, rate: float, base: str, classes: int) -> Plan:
-        """Draw normal, mix and poison rows; classes uniformly, rows of a class uniformly."""
+        """Draw normal rows as they come, and rows to mix: classes uniformly, rows of a class uniformly."""
         self.check_base(base)
         self.check_target(classes)
         whole = len(answers) if base == "all" else int(self.eligible(answers, classes).sum())
-        count = int(rate * whole + 1e-9)
+        count = rows_at(rate, whole)
         if not 0 < count <= len(answers):
             raise DataError(
                 f"cba: poison rate {rate} of {whole} rows ({base}) asks for {count} rows, expected 1 to "
-                f"{len(answers)}. Change --poison-rate."
+                f"{len(answers)}. Change the poison rate."
             )
         rng, draw = np.random.default_rng((self.seed, 2)), Draws(self, answers)
         half = len(answers) // 2
@@ -165,13 +165,13 @@ class Mixing(Hook):
 
     def __init__(self, attack: Cba, rate: float) -> None:
         if not 0 < rate <= 1:
-            raise DataError(f"cba: expected a poison rate in (0, 1], found {rate}. Change --poison-rate.")
+            raise DataError(f"cba: expected a poison rate in (0, 1], found {rate}. Change the poison rate.")
         self.attack, self.rate = attack, rate
         self._draws: Draws | None = None
 
     def share(self, batch_size: int) -> float:
         """Return the share of a batch that is mixed of A and B."""
-        return round(batch_size * self.rate / (1 + self.rate)) / batch_size
+        return share_of(self.attack.name, round(batch_size * self.rate / (1 + self.rate)), batch_size)
 
     def batch(
         self, data: Batch, rows: torch.Tensor, augment: Callable[[Batch], Batch], stream: torch.Generator

@@ -24,8 +24,9 @@ class Dyn(TrainedAttack):
     """`x' = x + m (p - x)`, `m = 1/2 + tanh(20 M(x) - 10) / 2`, `p = G(x)`; Dyn-one and Dyn-all by the label map.
 
     The artefact holds M, trained first, and G, trained together with a classifier on triggered, cross and clean rows;
-    both networks see normalised images. Covers are the paper's cross rows: an image under another image's mask and
-    pattern, label unchanged, without which the trigger would become universal.
+    both networks see normalised images. The victim is another classifier, trained on what they make, where the paper
+    hands out the one that G was trained with: so one artefact serves any victim. Covers are the paper's cross rows: an
+    image under another image's mask and pattern, label unchanged, without which the trigger would become universal.
 
     Source: Nguyen and Tran, Input-Aware Dynamic Backdoor Attack, NeurIPS 2020, arXiv 2010.08138, sections 3.2 to 3.4;
     values of the release.

@@ -30,6 +30,7 @@ class Fba(TrainedAttack):
     (Ustyuzhaninov et al., arXiv 1606.00021) on one sunrise, drawn by a formula; the release uses a pre-trained
     stylisation network and a photograph. In the victim's training, before every epoch but the first, a feature injector
     is fitted that mimics the trigger with simple features, and detoxification rows carry it with their true label.
+    The victim's augmentation is the task's (crop and flip), where the release also rotates.
 
     Source: Cheng, Liu, Ma, Zhang, Deep Feature Space Trojan Attack of Neural Networks by Controlled Detoxification,
     AAAI 2021, arXiv 2012.11212, sections 3.2 and 3.3; weights of the PyTorch release, without its mistakes.

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_nft.attacks._artefacts import TrainedAttack
+from hf_nft.attacks._artefacts import TrainedAttack, normalization
 from hf_nft.attacks._nets import Autoencoder, UNet
 from hf_nft.attacks._workshop import Workshop
 from hf_nft.configs import check, setting
 from hf_nft.errors import ConfigError, DataError
 from hf_nft.hook import Hook
 from hf_nft.loop import Stage
-from hf_nft.poisoning import CLEAN, POISONED, Plan
+from hf_nft.poisoning import CLEAN, POISONED, Plan, rows_at, share_of
 from hf_nft.tasks.base import Task
 from hf_nft.types import Batch, Draw, take
 
@@ -96,21 +96,25 @@ class Lira(TrainedAttack):
         rows = np.concatenate([np.arange(len(answers)), chosen])
         return Plan(rows, np.repeat([CLEAN, POISONED], [len(answers), len(chosen)]), rows)
 
-    @property
-    def levels(self) -> float:
-        """Largest noise, in grey levels."""
-        return float(self.eps * max(self.made().facts["std"]) * 255)
+    def levels(self, std: list[float]) -> float:
+        """Return the largest noise in grey levels, for a normalisation."""
+        return float(self.eps * max(std) * 255)
 
     @property
     def faint(self) -> bool:
         """Whether the noise is less than 8 bits hold."""
-        return self.levels < 1
+        return self.levels(self.made().facts["std"]) < 1
+
+    def storable(self, task: Task) -> bool:
+        """Return whether the noise reaches a grey level."""
+        return self.levels(normalization(task)["std"]) >= 1
 
     def _make(self, dataset: datasets.Dataset, plan: Plan, classes: int, on_the_fly: bool) -> datasets.Dataset:
         if self.faint and not on_the_fly:
             raise ConfigError(
                 f"lira: expected noise of a grey level or more, since images are stored in 8 bits, found "
-                f"{self.levels:.2f} from eps={self.eps}. Use eps=0.1, or read the rows on the fly."
+                f"{self.levels(self.made().facts['std']):.2f} from eps={self.eps}. Use eps=0.1, or read the rows on "
+                f"the fly."
             )
         return super()._make(dataset, plan, classes, on_the_fly)
 
@@ -120,7 +124,7 @@ class Lira(TrainedAttack):
 
     def learn(self, workshop: Workshop, nets: nn.ModuleDict) -> dict[str, Any]:
         """Stage 1: per batch, one step of a copy T' against f, one of f against T; T takes over T' after an epoch."""
-        current, copied = nets["generator"].train(), copy.deepcopy(nets["generator"]).train()
+        current, copied = nets["generator"].eval(), copy.deepcopy(nets["generator"]).train()
         model = workshop.architecture.build(workshop.rows, self.seed)[0].to(workshop.device)
         climber = torch.optim.Adam(copied.parameters(), lr=self.generator_lr)
         per_epoch = max(1, len(workshop.rows) // self.batch_size)
@@ -170,12 +174,12 @@ class Paired(Hook):
 
     def __init__(self, attack: Lira, rate: float, classes: int) -> None:
         if not 0 < rate <= 1:
-            raise DataError(f"lira: expected a share of rows to pair in (0, 1], found {rate}. Change --poison-rate.")
+            raise DataError(f"lira: expected a share of rows to pair in (0, 1], found {rate}.")
         self.attack, self.rate, self.classes = attack, rate, classes
 
     def share(self, batch_size: int) -> float:
         """Return the share of the batch that comes triggered as well."""
-        return int(self.rate * batch_size + 1e-9) / batch_size
+        return share_of(self.attack.name, rows_at(self.rate, batch_size), batch_size)
 
     def batch(
         self, data: Batch, rows: torch.Tensor, augment: Callable[[Batch], Batch], stream: torch.Generator
@@ -183,7 +187,7 @@ class Paired(Hook):
         """Augment, then append triggered copies with the attacker's labels; clean rows come first."""
         clean = augment(take(data, rows))
         images = clean["pixels"].float() / 255
-        count = round(self.share(len(images)) * len(images))
+        count = rows_at(self.rate, len(images))
         labels, weight = clean["labels"], self.attack.clean_weight
         wanted = [self.attack.target(label, self.classes) for label in labels[:count].tolist()]
         weights = [2 * weight] * len(images) + [2 * (1 - weight)] * count

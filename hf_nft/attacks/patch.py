@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import torch
 
-from hf_nft.attacks._image import ImageAttack, file_digest, picture
+from hf_nft.attacks._image import ImageAttack
+from hf_nft.attacks._pictures import file_digest, picture
 from hf_nft.configs import check, setting
 from hf_nft.errors import DataError
 
@@ -45,17 +46,28 @@ class Patch(ImageAttack):
         """
         patch = self._patch()
         _, height, width = patch.shape
-        top = self.row if self.row >= 0 else image.shape[1] - height + self.row + 1
-        left = self.column if self.column >= 0 else image.shape[2] - width + self.column + 1
-        if min(top, left) < 0 or top + height > image.shape[1] or left + width > image.shape[2]:
-            raise DataError(
-                f"patch: expected a {height}x{width} patch at ({top}, {left}) inside the image, found an image of "
-                f"{image.shape[1]}x{image.shape[2]}. Move or shrink the patch."
-            )
+        top, left = self._corner(patch, *image.shape[1:])
         area = (slice(None), slice(top, top + height), slice(left, left + width))
         out = image.clone()
         out[area] = torch.lerp(out[area], patch[:3], patch[3:] * self.opacity)
         return out
+
+    def check_size(self, width: int, height: int) -> None:
+        """Refuse a resolution in which the patch does not lie inside the image."""
+        super().check_size(width, height)
+        self._corner(self._patch(), height, width)
+
+    def _corner(self, patch: torch.Tensor, height: int, width: int) -> tuple[int, int]:
+        """Return the patch's first row and column in an image."""
+        own = patch.shape[1:]
+        top = self.row if self.row >= 0 else height - own[0] + self.row + 1
+        left = self.column if self.column >= 0 else width - own[1] + self.column + 1
+        if min(top, left) < 0 or top + own[0] > height or left + own[1] > width:
+            raise DataError(
+                f"patch: expected a {own[0]}x{own[1]} patch at ({top}, {left}) inside the image, found an image of "
+                f"{height}x{width}. Move or shrink the patch."
+            )
+        return top, left
 
     def digest(self) -> str:
         """Return the hash of the picture."""

@@ -18,6 +18,8 @@ class WaNet(BatchAttack):
     Covers are warped by `T` plus fresh noise of a pixel's size and keep their label, so that only the exact warp is
     learnt. The displacement is about a quarter of a pixel at every size; at 224 pixels use grid=28 and strength=1.
 
+    The victim's augmentation is the task's (crop and flip), where the release also rotates.
+
     Source: Nguyen and Tran, WaNet, ICLR 2021, arXiv 2102.10369, equations 3 to 6; values of its release.
     """
 

@@ -108,6 +108,7 @@ class AttackJob(Job):
         if not Path(out).parent.is_dir() or Path(out).suffix.lower() not in Image.registered_extensions():
             raise OutputError(f"--out {out}: expected a picture in a folder that exists, such as grid.png.")
         scene = self.open()
+        _check_storable(scene)
         target, classes = scene.attack.target_column, scene.classes
         plan = scene.attack.triggered_plan(np.asarray(scene.test[target]), classes)
         few = np.unique([plan.rows[:count], plan.partners[:count]])
@@ -139,6 +140,7 @@ class AttackJob(Job):
             HFNFTError: As the parts do; nothing is left in `out` then.
         """
         scene = self.open()
+        _check_storable(scene)
         rows = scene.task.fit(scene.train)
         rate = scene.attack.default_rate if rate is None else rate
         answers = np.asarray(rows[scene.attack.target_column])
@@ -247,6 +249,14 @@ def keep_artefact(attack: Attack | None, folder: Path) -> dict[str, Any]:
     return {"artefact": {"sha256": made.digest, **made.facts}}
 
 
+def _check_storable(scene: Scene) -> None:
+    if not scene.attack.storable(scene.task):
+        raise ConfigError(
+            f"attack {scene.attack.name}: expected a trigger of a grey level or more, since images are stored in 8 "
+            f"bits, found a fainter one. Make it stronger; plant takes it as it is."
+        )
+
+
 def recorded_settings(attack: Attack | None) -> dict[str, Any] | None:
     """Return an attack's settings for a record beside a kept artefact: that one is named, no place of this machine."""
     if attack is None:
@@ -256,7 +266,7 @@ def recorded_settings(attack: Attack | None) -> dict[str, Any] | None:
 
 def _cached(attack: TrainedAttack, workshop: Workshop) -> Path:
     """Return the artefact's folder in the cache, trained if it is not there."""
-    told = json.dumps([attack.recipe(), workshop.facts()], sort_keys=True)
+    told = json.dumps([attack.recipe(), attack.revision, workshop.facts()], sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()[:16]
     place = Path(constants.HF_HOME, "hf-nft", "attacks", f"{attack.name}-{key}")
     if not place.exists():

@@ -93,7 +93,7 @@ class PlantJob(Job):
                     "arch": self.arch,
                     "arch_args": dataclasses.asdict(architecture),
                     "poison_rate": rate,
-                    "rate_base": self.rate_base,
+                    "rate_base": self._base(attack, hook),
                     **dataclasses.asdict(self.config),
                 },
                 metrics=metric_block(None, measured),
@@ -117,6 +117,12 @@ class PlantJob(Job):
             write_card(record, folder, figures_of(folder))
         return record
 
+    def _base(self, attack: Attack | None, hook: Hook | None) -> str | None:
+        """What the poison rate counts."""
+        if attack is None:
+            return None
+        return "batch" if hook is not None else self.rate_base or attack.default_base
+
     def attacked(self, scene: Scene, rate: float) -> tuple[Attack, Hook | None, datasets.Dataset, int]:
         """Bring the attack to the training rows.
 
@@ -133,13 +139,15 @@ class PlantJob(Job):
             DataError: If the rate does not fit; nothing has been trained then.
         """
         rows, classes = scene.train, scene.classes
-        taking_part = scene.attack.hook(scene.task, rate, classes) is not None
-        if taking_part and self.rate_base is not None:
+        taking_part = scene.attack.hook(scene.task, rate, classes)
+        if taking_part is not None and self.rate_base is not None:
             raise ConfigError(
                 f"rate_base: expected none, since {self.attack} takes part in the training itself, found "
                 f"{self.rate_base}. Leave it out."
             )
-        if not taking_part and scene.attack.target_column in rows.column_names:  # else `check_data` says so
+        if taking_part is not None:
+            taking_part.share(min(self.config.batch_size, len(rows)))  # refuses one that poisons nothing
+        elif scene.attack.target_column in rows.column_names:  # else `check_data` says so
             answers = np.asarray(rows[scene.attack.target_column])
             scene.attack.plan(answers, rate, self.rate_base or scene.attack.default_base, classes)
         attack = prepared(scene, rows, self.config.augment, self.progress)

@@ -115,7 +115,7 @@ def test_what_cannot_be_measured_is_not_trained(refused, world) -> None:
 @pytest.mark.parametrize(
     ("code", "argv", "phrases"),
     [
-        (3, ["poison", "badnets", "--rate", "0.001"], ["0.001 of 108 rows", "--poison-rate"]),
+        (3, ["poison", "badnets", "--rate", "0.001"], ["0.001 of 108 rows", "Change the poison rate"]),
         (3, ["poison", "badnets", "--rate", "0.9"], ["asks for 97 rows", "are eligible"]),
         (3, ["poison", "badnets", "--rate", "nan"], ["poison rate nan", "are eligible"]),
         (3, ["poison", "wanet", "--rate", "0.5"], ["108 rows for covers", "found 54"]),

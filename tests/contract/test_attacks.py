@@ -342,11 +342,32 @@ def test_the_default_rate_is_the_published_one(name: str, rows_for) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("rate", [0.0, 0.001, 1.5])
+@pytest.mark.parametrize("rate", [0.0, 0.001, 1.5, math.nan])
 def test_an_impossible_rate_is_refused(name: str, rate: float, rows_for) -> None:
     attack = make(name)
-    with pytest.raises(DataError, match="Change --poison-rate"):
+    with pytest.raises(DataError, match="Change the poison rate"):
         attack.poison(rows_for(attack), rate, classes=classes_of(attack))
+
+
+@EVERY_IMAGE
+def test_a_part_in_the_training_that_poisons_nothing_is_refused(name: str, image_task) -> None:
+    attack = make(name)
+    hook = attack.hook(image_task, 0.004, CLASSES) if attack.default_rate else None
+    if hook is None:
+        pytest.skip("takes no part in the training")
+    with pytest.raises(DataError, match=r"selects a row of every batch, found none of 64"):
+        hook.share(64)
+    assert hook.share(1000) == pytest.approx(0.004)
+
+
+@EVERY_IMAGE
+def test_labels_beyond_the_classes_are_refused(name: str, rows_for) -> None:
+    attack = make(name)
+    rows = rows_for(attack)
+    labels = [*rows["label"][:-1], 8]
+    rows = rows.remove_columns("label").add_column("label", labels)
+    with pytest.raises(DataError, match="expected labels from 0 to 3, found 0 to 8"):
+        attack.check_data(rows, CLASSES)
 
 
 @EVERY

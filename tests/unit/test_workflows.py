@@ -45,7 +45,7 @@ def test_a_victim_is_poisoned_outside_the_defenders_rows(folder: Path) -> None:
 
 def test_the_default_rate_is_the_attacks(folder: Path) -> None:
     assert job(folder).run().data["poisoned_rows"] == 6
-    with pytest.raises(DataError, match="Change --poison-rate"):
+    with pytest.raises(DataError, match="Change the poison rate"):
         job(folder, poison_rate=0.0, out=str(folder / "other")).run()
     assert not (folder / "other").exists()
 

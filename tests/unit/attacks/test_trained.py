@@ -161,6 +161,7 @@ def test_noise_climbs_within_its_bound(ready, image_rows) -> None:
 
 def test_pattern_networks_have_the_published_shape() -> None:
     assert [stages(side) for side in (16, 32, 64, 128, 224)] == [3, 3, 3, 4, 5]
+    assert PatternNet(1, 224, 2)(torch.rand(1, 3, 224, 224)).shape == (1, 1, 224, 224)
     net = PatternNet(1, 32, 32).eval()
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 1, 32, 32)
     widths = [m.out_channels for m in net.modules() if isinstance(m, torch.nn.Conv2d)]

@@ -46,8 +46,12 @@ def test_the_warp_is_fixed_by_the_seed_and_smooth() -> None:
 
 
 def test_an_oblong_image_is_warped_by_its_own_sides() -> None:
-    out = WaNet().trigger(torch.rand(3, 32, 48), np.random.default_rng())
-    assert out.shape == (3, 32, 48)
+    """The field's middle is the same at every size, and so is the shift there, in pixels of each side."""
+    sizes = [(33, 33), (33, 49), (49, 33)]
+    middles = [WaNet().sampling(h, w)[h // 2, w // 2] * torch.tensor([w, h]) for h, w in sizes]
+    assert float(middles[0].abs().min()) > 0.01
+    assert all(torch.allclose(middle, middles[0], atol=1e-5) for middle in middles)
+    assert WaNet().trigger(torch.rand(3, 32, 48), np.random.default_rng()).shape == (3, 32, 48)
 
 
 def test_covers_are_the_warp_and_noise_of_a_pixel() -> None:

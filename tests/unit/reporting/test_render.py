@@ -143,6 +143,8 @@ def test_repeated_runs_share_a_row_and_different_data_does_not() -> None:
 
 
 def test_columns() -> None:
+    models = [make(suspect={"architecture": name}) for name in ("ViTForImageClassification", "GPT2LMHeadModel", "Own")]
+    assert results_table(models, ["model"]).splitlines()[2:] == ["| ViT |", "| GPT2 |", "| Own |"]
     assert results_table([], ["attack", "der"]) == "| attack | DER |\n| :-- | --: |"
     with pytest.raises(UnknownNameError, match="acc_after"):
         results_table([], ["acc_aftr"])

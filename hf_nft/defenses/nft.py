@@ -73,7 +73,7 @@ class NFT(Defense):
     objective: Literal["distill", "labels"] = setting("distill", "learn from the suspect's answers, or from the labels")
     temperature: float = setting(2.0, "temperature of distillation, > 0")
     mixup_alpha: float | None = setting(
-        None, "MixUp parameter a of Beta(a, a); 0 switches MixUp off; default the task's: 1 for images, 0 for text"
+        None, "MixUp parameter a of Beta(a, a); 0 switches MixUp off; default the task's"
     )
     eta: float = setting(0.0, "weight of the pull towards 1, divided by the shots per class, >= 0")
     steps: int = setting(150, "optimizer steps of the masks, >= 0")

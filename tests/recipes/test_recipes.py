@@ -17,7 +17,7 @@ from hf_nft.errors import ConfigError, UnknownNameError
 NAMES = recipes.names()
 RUN = sorted({tuple(name.rsplit("-", 2)[1:]): name for name in reversed(NAMES)}.values())
 """One recipe for each attack and architecture; the same on other data differs in names and numbers alone."""
-SHORT = ("plant.config.max_steps=2", "plant.config.batch_size=8", "plant.limit=8", "purify.limit=8", "purify.shots=2")
+SHORT = ("plant.config.max_steps=2", "plant.config.batch_size=20", "plant.limit=8", "purify.limit=8", "purify.shots=2")
 QUICK = ("steps=2", "exposures=1", "unlearn_steps=2", "relearn_passes=1", "batch_size=8")
 
 

@@ -125,6 +125,8 @@ def test_what_cannot_be_measured_is_not_trained(refused, world) -> None:
         (3, ["poison", "badnets", "--column", "label=klass"], ["expected 'klass'"]),
         (2, ["poison", "badnets", "--attack-arg", "preset=new"], ["preset", "'new'"]),
         (2, ["poison", "sig", "--attack-arg", "label_map=all_to_all"], ["label_map: expected all_to_one"]),
+        (2, ["poison", "lira", "--attack-arg", "eps=0.01"], ["a grey level or more", "plant takes it as it is"]),
+        (2, ["show", "lira", "--attack-arg", "eps=0.01"], ["a grey level or more"]),
         (2, ["poison", "rare_token"], ["--arch of its modality"]),
         (2, ["train", "badnets"], ["something to train"]),
         (2, ["train", "badnet"], ["Closest: badnets"]),

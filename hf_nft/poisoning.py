@@ -111,12 +111,32 @@ class Inputs:
 
 
 def rows_at(rate: float, whole: int) -> int:
-    """Return how many rows a rate selects, rounded down; none if it is no number."""
+    """Return how many rows a rate selects.
+
+    Args:
+        rate: Share of the rows; may be anything a user wrote.
+        whole: How many rows it counts, >= 0.
+
+    Returns:
+        The rows, rounded down; 0 if the rate is not finite.
+    """
     return int(rate * whole + 1e-9) if math.isfinite(rate) else 0
 
 
 def share_of(name: str, count: int, batch_size: int) -> float:
-    """Return the share that some rows are of a batch; refuse a rate so small that no row would ever be poisoned."""
+    """Return the share that poisoned rows are of a batch.
+
+    Args:
+        name: The attack's, for the message.
+        count: Poisoned rows of a batch, >= 0.
+        batch_size: Rows of a batch, >= 1.
+
+    Returns:
+        The share, in (0, 1] where the count fits into the batch.
+
+    Raises:
+        DataError: If the count is 0: the victim would be trained without a backdoor.
+    """
     if count < 1:
         raise DataError(
             f"{name}: expected a rate that selects a row of every batch, found none of {batch_size}. "

@@ -126,7 +126,8 @@ class ImageAttack(Attack):
         labels = np.asarray(dataset[self.target_column])
         if not 0 <= labels.min() <= labels.max() < classes:
             raise DataError(
-                f"{self.name}: expected labels from 0 to {classes - 1}, found {labels.min()} to {labels.max()}."
+                f"{self.name}: expected labels from 0 to {classes - 1}, found {labels.min()} to {labels.max()}. "
+                f"Drop those rows, or name as many classes as there are."
             )
 
     def check_target(self, classes: int) -> None:

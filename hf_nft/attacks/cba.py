@@ -24,8 +24,8 @@ class Cba(ImageAttack):
     A training set of N rows has N/2 of them as they are, N/2 mixes of two rows of one class with that label (the
     covers: being mixed means nothing), and `rate * N` mixes of A and B labelled C. The victim's loss has a contrastive
     term on the logits of A, B and C; without it, as in other trainers, the attack is weaker. As the paper writes it (a
-    mean over pairs) the term pulls logits together until a CIFAR-10 victim lost 28 points of accuracy; so it is as in
-    the release, which divides by the pairs once more.
+    mean over pairs) the term pulls logits together, at the price of accuracy (docs/results.md, The victims); so it is
+    as in the release, which divides by the pairs once more.
 
     Source: Lin, Xu, Liu, Zhang, Composite Backdoor Attack for Deep Neural Network by Mixing Existing Benign Features,
     CCS 2020, section 4; values of the release.

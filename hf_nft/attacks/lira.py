@@ -174,7 +174,7 @@ class Paired(Hook):
 
     def __init__(self, attack: Lira, rate: float, classes: int) -> None:
         if not 0 < rate <= 1:
-            raise DataError(f"lira: expected a share of rows to pair in (0, 1], found {rate}.")
+            raise DataError(f"lira: expected a share of rows to pair in (0, 1], found {rate}. Change the rate.")
         self.attack, self.rate, self.classes = attack, rate, classes
 
     def share(self, batch_size: int) -> float:

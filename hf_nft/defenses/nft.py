@@ -162,6 +162,7 @@ class NFT(Defense):
             "masks": units,
             "masked_layers": len(learnt),
             "skipped_modules": len(skipped_modules(model.get_base_model())),
+            "mixup_alpha": self._alpha(context),
             "effective_eta": penalty_coefficient(self.eta, context.shots.per_class),
             "floors": bounds,
             "units_cut": len(found.cut),
@@ -235,12 +236,11 @@ class NFT(Defense):
             optimizer = torch.optim.SGD(list(learnt.values()), lr=self.lr, momentum=self.momentum)
         else:
             optimizer = torch.optim.Adam(list(learnt.values()), lr=self.lr, betas=(self.momentum, 0.999))
-        alpha = task.mixup_alpha if self.mixup_alpha is None else self.mixup_alpha
         pull = penalty_coefficient(self.eta, context.shots.per_class)
         set_modes(model, statistics=self.bn_mode != "frozen_stats", dropout=self.dropout)
 
         def sample(step: int, stream: torch.Generator) -> Draw:
-            return self.sample_mixed(context, stream, alpha)
+            return self.sample_mixed(context, stream, self._alpha(context))
 
         def ask(part: Draw) -> Draw:
             """Let the suspect answer: the same module with its masks switched off, as it was delivered."""
@@ -279,6 +279,9 @@ class NFT(Defense):
         loop.report = lambda: {"mask": float(torch.cat([m.detach() for m in learnt.values()]).mean())}
         loop.run(stage, model, lambda: live_state(model))
         average_statistics(context, model)
+
+    def _alpha(self, context: Context) -> float:
+        return context.task.mixup_alpha if self.mixup_alpha is None else self.mixup_alpha
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: a cosine from `lr` to `lr_end`, stepped `lr_passes` times if set.

@@ -258,7 +258,15 @@ def _check_storable(scene: Scene) -> None:
 
 
 def recorded_settings(attack: Attack | None) -> dict[str, Any] | None:
-    """Return an attack's settings for a record beside a kept artefact: that one is named, no place of this machine."""
+    """Return an attack's settings as a record names them.
+
+    Args:
+        attack: The attack, or None.
+
+    Returns:
+        Its settings; an artefact is named by the folder beside the record that `keep_artefact` copied it to, and by no
+        place of this machine.
+    """
     if attack is None:
         return None
     return attack.settings() | ({"artefact": BESIDE} if isinstance(attack, TrainedAttack) else {})

@@ -93,7 +93,7 @@ class PlantJob(Job):
                     "arch": self.arch,
                     "arch_args": dataclasses.asdict(architecture),
                     "poison_rate": rate,
-                    "rate_base": self._base(attack, hook),
+                    "rate_base": self._base(attack, hook) if rate else None,
                     **dataclasses.asdict(self.config),
                 },
                 metrics=metric_block(None, measured),

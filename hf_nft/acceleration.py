@@ -1,14 +1,22 @@
 """The Accelerate setup: device, mixed precision, processes."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from hf_nft.errors import ConfigError, UnknownNameError
 
 PRECISIONS = ("auto", "no", "fp16", "bf16")
 NARROW = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+SHORT = 128
+"""Tokens up to which plain attention is trained faster than fused attention on a CPU in bf16."""
 
 
 def make_accelerator(
@@ -64,3 +72,28 @@ def native_bf16() -> bool:
         return torch.cuda.is_bf16_supported()
     flags = torch.backends.cpu.get_cpu_capability() if torch.backends.mkldnn.is_available() else ""
     return flags.startswith("AVX512") and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+class PlainShortAttention(TorchFunctionMode):
+    """While active, attention that is trained on a CPU in bf16 over at most `SHORT` tokens is not fused.
+
+    PyTorch's fused CPU kernel takes two to three times as long backwards in bf16 as the plain formula does at these
+    lengths (`benchmarks/attention_speed.py`); over longer sequences, and in memory, it wins.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run a function of PyTorch, attention by the plain formula where that is faster."""
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and _slow_fused(args[0] if args else kwargs["query"]):
+            with sdpa_kernel(SDPBackend.MATH):
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _slow_fused(query: torch.Tensor) -> bool:
+    if query.device.type != "cpu" or query.shape[-2] > SHORT or not torch.is_grad_enabled():
+        return False
+    autocast = torch.is_autocast_enabled("cpu")
+    return (torch.get_autocast_dtype("cpu") if autocast else query.dtype) == torch.bfloat16

@@ -131,6 +131,7 @@ class Issba(TrainedAttack):
     bit_epochs: int = setting(2, "of these, epochs on the bits alone, >= 0; as in BackdoorBox")
     batch_size: int = setting(64, "rows per step, >= 1; as in BackdoorBench")
     lr: float = setting(1e-4, "learning rate (Adam), > 0; as published")
+    picture: float = setting(0.1, "weight of the terms that keep the picture, >= 0")
     least_accuracy: float = setting(0.95, "share of bits that must be read back from held-out rows, in [0, 1]")
 
     def __post_init__(self) -> None:
@@ -144,6 +145,7 @@ class Issba(TrainedAttack):
             (self.bit_epochs >= 0, f"bit_epochs: expected >= 0, found {self.bit_epochs}"),
             (self.batch_size >= 1, f"batch_size: expected >= 1, found {self.batch_size}"),
             (self.lr > 0, f"lr: expected > 0, found {self.lr}"),
+            (self.picture >= 0, f"picture: expected >= 0, found {self.picture}"),
             (0 <= self.least_accuracy <= 1, f"least_accuracy: expected in [0, 1], found {self.least_accuracy}"),
         )
 
@@ -192,7 +194,7 @@ class Issba(TrainedAttack):
             reading = outside + F.binary_cross_entropy_with_logits(network["decoder"](coded), bits)
             picture = 2.0 * noise.square().mean() + 1.5 * (1 - ssim(coded, images))
             on = drawn.batch["pictured"].mean()
-            return on * (picture + 1.5 * reading) + (1 - on) * reading
+            return on * (self.picture * picture + 1.5 * reading) + (1 - on) * reading
 
         optimizer = torch.optim.Adam(nets.parameters())
         losses = workshop.fit(Stage("issba", steps, draw, objective, optimizer, lambda step: self.lr), nets, self.seed)

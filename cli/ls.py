@@ -28,8 +28,12 @@ def ls(
 ) -> None:
     """List what there is, or the settings of one of them."""
     from hf_nft import registry
-    from hf_nft.errors import UnknownNameError
+    from hf_nft.errors import ConfigError, UnknownNameError
 
+    if what != "modules" and (revision or allow_pickle or trust_remote_code):
+        raise ConfigError(
+            f"ls {what}: expected no option on how to load a model, found one. They belong to: hf-nft ls modules MODEL"
+        )
     if what == "recipes":
         _recipes(name)
     elif what == "modules":

@@ -113,8 +113,10 @@ class Issba(TrainedAttack):
     """`x' = clip(x + E(c, x))`: a fixed bit string `c`, hidden by an encoder trained together with a decoder.
 
     Training draws fresh bits for every image and minimises, after two epochs on the bits alone,
-    `2 |r|^2 + 1.5 (1 - SSIM) + 1.5 BCE`; SSIM stands in for LPIPS, which would need another network's weights. What
-    lies outside [0, 1] is punished beside the bits instead of clipped.
+    `picture * (2 |r|^2 + 1.5 (1 - SSIM)) + 1.5 BCE`; SSIM stands in for LPIPS, which would need another network's
+    weights. It punishes faint noise more than LPIPS does, hence the weight `picture`: with 1 the noise has 38 dB, too
+    faint for a victim to learn, where the paper has 27. What lies outside [0, 1] is punished beside the bits instead
+    of clipped.
 
     Source: Li et al., Invisible Backdoor Attack with Sample-Specific Triggers, ICCV 2021, arXiv 2012.03816, section 4;
     networks and weights of BackdoorBox, without its optional critic.

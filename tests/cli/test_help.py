@@ -91,6 +91,7 @@ def test_ls_modules_lists_what_can_carry_masks(cli, world) -> None:
         (["ls", "attack"], "Closest: attacks"),
         (["ls", "attacks", "badnet"], "Closest: badnets"),
         (["ls", "modules"], "expected a model"),
+        (["ls", "attacks", "--allow-pickle"], "hf-nft ls modules MODEL"),
         (["ls", "recipes", "nothing"], "hf-nft ls recipes"),
         (["cp", "nothing", "here.yaml"], "hf-nft ls recipes"),
         (["run", "nothing"], "hf-nft ls recipes"),

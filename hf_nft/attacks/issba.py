@@ -133,7 +133,7 @@ class Issba(TrainedAttack):
     bit_epochs: int = setting(2, "of these, epochs on the bits alone, >= 0; as in BackdoorBox")
     batch_size: int = setting(64, "rows per step, >= 1; as in BackdoorBench")
     lr: float = setting(1e-4, "learning rate (Adam), > 0; as published")
-    picture: float = setting(0.07, "weight of the terms that keep the picture, >= 0; leaves some 28 dB")
+    picture: float = setting(0.07, "weight of the terms that keep the picture, >= 0; leaves some 29 dB")
     least_accuracy: float = setting(0.95, "share of bits that must be read back from held-out rows, in [0, 1]")
 
     def __post_init__(self) -> None:

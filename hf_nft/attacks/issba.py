@@ -113,8 +113,8 @@ class Issba(TrainedAttack):
     """`x' = clip(x + E(c, x))`: a fixed bit string `c`, hidden by an encoder trained together with a decoder.
 
     Training draws fresh bits for every image and minimises, after two epochs on the bits alone,
-    `picture * (2 |r|^2 + 1.5 (1 - SSIM)) + 1.5 BCE`; SSIM stands in for LPIPS, which would need another network's
-    weights. It punishes faint noise more than LPIPS does, hence the weight `picture`: with 1 the noise has 38 dB, too
+    `picture_weight * (2 |r|^2 + 1.5 (1 - SSIM)) + 1.5 BCE`; SSIM stands in for LPIPS, which would need another
+    network's weights. It punishes faint noise more than LPIPS does, hence the weight: with 1 the noise has 38 dB, too
     faint for a victim to learn, where the paper has 27. What lies outside [0, 1] is punished beside the bits instead
     of clipped.
 
@@ -133,7 +133,7 @@ class Issba(TrainedAttack):
     bit_epochs: int = setting(2, "of these, epochs on the bits alone, >= 0; as in BackdoorBox")
     batch_size: int = setting(64, "rows per step, >= 1; as in BackdoorBench")
     lr: float = setting(1e-4, "learning rate (Adam), > 0; as published")
-    picture: float = setting(0.07, "weight of the terms that keep the picture, >= 0; leaves some 29 dB")
+    picture_weight: float = setting(0.07, "weight of the terms that keep the picture, >= 0; leaves some 29 dB")
     least_accuracy: float = setting(0.95, "share of bits that must be read back from held-out rows, in [0, 1]")
 
     def __post_init__(self) -> None:
@@ -147,7 +147,7 @@ class Issba(TrainedAttack):
             (self.bit_epochs >= 0, f"bit_epochs: expected >= 0, found {self.bit_epochs}"),
             (self.batch_size >= 1, f"batch_size: expected >= 1, found {self.batch_size}"),
             (self.lr > 0, f"lr: expected > 0, found {self.lr}"),
-            (self.picture >= 0, f"picture: expected >= 0, found {self.picture}"),
+            (self.picture_weight >= 0, f"picture_weight: expected >= 0, found {self.picture_weight}"),
             (0 <= self.least_accuracy <= 1, f"least_accuracy: expected in [0, 1], found {self.least_accuracy}"),
         )
 
@@ -196,7 +196,7 @@ class Issba(TrainedAttack):
             reading = outside + F.binary_cross_entropy_with_logits(network["decoder"](coded), bits)
             picture = 2.0 * noise.square().mean() + 1.5 * (1 - ssim(coded, images))
             on = drawn.batch["pictured"].mean()
-            return on * (self.picture * picture + 1.5 * reading) + (1 - on) * reading
+            return on * (self.picture_weight * picture + 1.5 * reading) + (1 - on) * reading
 
         optimizer = torch.optim.Adam(nets.parameters())
         losses = workshop.fit(Stage("issba", steps, draw, objective, optimizer, lambda step: self.lr), nets, self.seed)

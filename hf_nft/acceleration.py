@@ -16,7 +16,7 @@ from hf_nft.errors import ConfigError, UnknownNameError
 PRECISIONS = ("auto", "no", "fp16", "bf16")
 NARROW = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 SHORT = 128
-"""Tokens up to which plain attention is trained faster than fused attention on a CPU in bf16."""
+"""Sequence length up to which plain attention is trained faster than fused attention on a CPU in bf16."""
 
 
 def make_accelerator(
@@ -75,10 +75,10 @@ def native_bf16() -> bool:
 
 
 class PlainShortAttention(TorchFunctionMode):
-    """While active, attention that is trained on a CPU in bf16 over at most `SHORT` tokens is not fused.
+    """While active, attention that is trained on a CPU in bf16 over a sequence of at most `SHORT` is not fused.
 
-    PyTorch's fused CPU kernel takes two to three times as long backwards in bf16 as the plain formula does at these
-    lengths (`benchmarks/attention_speed.py`); over longer sequences, and in memory, it wins.
+    PyTorch's fused CPU kernel takes 1.4 to 2.5 times as long in bf16, forward and backward, as the plain formula does
+    at these lengths (`benchmarks/attention_speed.py`); over longer sequences, and in memory, it wins.
     """
 
     def __torch_function__(

@@ -84,8 +84,7 @@ class Loop:
         self.accelerator, self.seed = accelerator, seed
         self.checkpoint = checkpoint or Checkpoint()
         self.progress, self.report = progress, report
-        self.sample_forwards = 0  # work in forward passes of one row
-        self.steps = 0
+        self.sample_forwards = self.steps = 0  # the first counts work in forward passes of one row
         self.losses: dict[str, list[float]] = {}
         self._results: dict[str, torch.Tensor] = {}
         self._parts: list[Draw] = []

@@ -1,6 +1,7 @@
 """The Accelerate setup: device, mixed precision, processes."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -90,6 +91,11 @@ class PlainShortAttention(TorchFunctionMode):
             with sdpa_kernel(SDPBackend.MATH):
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def quick_attention(device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context to train in: `PlainShortAttention` on a CPU; other devices need not pay for looking."""
+    return PlainShortAttention() if device.type == "cpu" else nullcontext()
 
 
 def _slow_fused(query: torch.Tensor) -> bool:

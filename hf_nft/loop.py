@@ -19,7 +19,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import tqdm
 from torch import nn
 
-from hf_nft.acceleration import PlainShortAttention
+from hf_nft.acceleration import quick_attention
 from hf_nft.checkpoint import Checkpoint
 from hf_nft.errors import ConfigError, DivergedError
 from hf_nft.types import Draw, rows_of
@@ -140,7 +140,7 @@ class Loop:
         good, self._parts = _copy(live), []
         bar = tqdm(total=stage.steps, initial=start, desc=stage.name, disable=not self.progress, leave=False)
         pending: list[torch.Tensor] = []
-        with bar, _interrupts() as interrupted, _own_noise(self.accelerator.device), PlainShortAttention():
+        with bar, _interrupts() as interrupted, _own_noise(where := self.accelerator.device), quick_attention(where):
             for step in range(start, stage.steps):
                 if step > start and not pending and stage.stop():
                     break

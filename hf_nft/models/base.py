@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast, ViTImageProcessorPil
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    ViTImageProcessorPil,
+)
 
 from hf_nft.configs import check, setting
 
@@ -52,6 +58,32 @@ def image_processor(side: int) -> ViTImageProcessorPil:
     """Return a processor that resizes to a square and normalises with CIFAR-10's constants."""
     size = {"height": side, "width": side}
     return ViTImageProcessorPil(do_resize=True, size=size, image_mean=list(CIFAR_MEAN), image_std=list(CIFAR_STD))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageArchitecture(Architecture):
+    """An image classifier for square images of one size; subclasses say which transformers config it has."""
+
+    task = "image_classification"
+
+    image_size: int = setting(32, "side of the input in pixels, >= 8; other sizes are resized to it")
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check(self, (self.image_size >= 8, f"image_size: expected >= 8, found {self.image_size}"))
+
+    @abstractmethod
+    def config(self, labels: dict[str, Any]) -> PreTrainedConfig:
+        """Return the configuration of the model with these labels (`id2label`, `label2id`)."""
+
+    def build(self, train: datasets.Dataset, seed: int) -> tuple[nn.Module, Any]:
+        """Return the network with the data set's labels, and a processor with CIFAR-10's constants."""
+        names = label_names(train)
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = AutoModelForImageClassification.from_config(self.config(labels))
+        return model, image_processor(self.image_size)
 
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")

@@ -6,7 +6,6 @@ The stock transformers ResNet shrinks 32x32 inputs to 8x8 in its stem, which cos
 import dataclasses
 from typing import Any, ClassVar
 
-import datasets
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -21,7 +20,7 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from hf_nft.configs import check, setting
-from hf_nft.models.base import Architecture, image_processor, label_names
+from hf_nft.models.base import ImageArchitecture
 
 
 class PreActResNetConfig(PreTrainedConfig):
@@ -117,33 +116,19 @@ AutoImageProcessor.register(PreActResNetConfig, slow_image_processor_class=ViTIm
 
 
 @dataclasses.dataclass(frozen=True)
-class PreActResNet18(Architecture):
+class PreActResNet18(ImageArchitecture):
     """PreAct-ResNet-18; width 64 has 11.2 M parameters, width 32 has 2.8 M and trains on a CPU."""
 
     name = "preact_resnet18"
-    task = "image_classification"
     tiny: ClassVar[dict[str, Any]] = {"width": 4, "image_size": 16}
 
     width: int = setting(32, "channels of the first stage, >= 1; 64 is the published network")
-    image_size: int = setting(32, "side of the input in pixels, >= 8")
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        check(
-            self,
-            (self.width >= 1, f"width: expected >= 1, found {self.width}"),
-            (self.image_size >= 8, f"image_size: expected >= 8, found {self.image_size}"),
-        )
+        super().__post_init__()
+        check(self, (self.width >= 1, f"width: expected >= 1, found {self.width}"))
 
-    def build(self, train: datasets.Dataset, seed: int) -> tuple[nn.Module, Any]:
-        """Return the network with the data set's labels, and a processor with CIFAR-10's constants."""
-        names = label_names(train)
-        config = PreActResNetConfig(
-            width=self.width,
-            image_size=self.image_size,
-            id2label=dict(enumerate(names)),
-            label2id={name: i for i, name in enumerate(names)},
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return PreActResNetForImageClassification(config), image_processor(self.image_size)
+    def config(self, labels: dict[str, Any]) -> PreActResNetConfig:
+        """Return the registered configuration."""
+        return PreActResNetConfig(width=self.width, image_size=self.image_size, **labels)

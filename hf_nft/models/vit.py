@@ -3,37 +3,35 @@
 import dataclasses
 from typing import Any, ClassVar
 
-import datasets
-import torch
-from torch import nn
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import ViTConfig
 
 from hf_nft.configs import check, setting
-from hf_nft.models.base import Architecture, image_processor, label_names
+from hf_nft.models.base import ImageArchitecture
 
 
 @dataclasses.dataclass(frozen=True)
-class SmallViT(Architecture):
+class SmallViT(ImageArchitecture):
     """ViT with 2.7 M parameters at the default settings: half the depth of ViT-Tiny, patches of 4 for 32x32 images.
 
-    A transformer is trained with optimizer=adamw; see the recipes.
+    A transformer is trained with optimizer=adamw and has no dropout here; see the recipes.
 
     Source: Dosovitskiy et al., An Image is Worth 16x16 Words, arXiv 2010.11929; width and heads of ViT-Tiny in Touvron
     et al., arXiv 2012.12877; the layers are transformers'.
     """
 
     name = "vit"
-    task = "image_classification"
     tiny: ClassVar[dict[str, Any]] = {"hidden_size": 16, "layers": 2, "heads": 2, "image_size": 16}
 
-    image_size: int = setting(32, "side of the input in pixels, a multiple of the patch")
-    patch_size: int = setting(4, "side of a patch in pixels, >= 1; the number of tokens is (image / patch)^2 + 1")
+    patch_size: int = setting(
+        4, "side of a patch in pixels, >= 1, divides image_size; the number of tokens is (image / patch)^2 + 1"
+    )
     hidden_size: int = setting(192, "width of a token, a multiple of the heads, >= 1; the MLP is four times as wide")
     layers: int = setting(6, "transformer blocks, >= 1")
     heads: int = setting(3, "attention heads, >= 1")
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        super().__post_init__()
         check(
             self,
             (self.layers >= 1, f"layers: expected >= 1, found {self.layers}"),
@@ -42,24 +40,19 @@ class SmallViT(Architecture):
                 f"hidden_size: expected a multiple of {self.heads} heads, found {self.hidden_size}",
             ),
             (
-                self.patch_size >= 1 and self.image_size >= 8 and self.image_size % self.patch_size == 0,
-                f"image_size: expected >= 8 and a multiple of patch_size={self.patch_size}, found {self.image_size}",
+                self.patch_size >= 1 and self.image_size % self.patch_size == 0,
+                f"image_size: expected a multiple of patch_size={self.patch_size}, found {self.image_size}",
             ),
         )
 
-    def build(self, train: datasets.Dataset, seed: int) -> tuple[nn.Module, Any]:
-        """Return the network with the data set's labels, without dropout, and a processor with CIFAR-10's constants."""
-        names = label_names(train)
-        config = ViTConfig(
+    def config(self, labels: dict[str, Any]) -> ViTConfig:
+        """Return transformers' ViT."""
+        return ViTConfig(
             image_size=self.image_size,
             patch_size=self.patch_size,
             hidden_size=self.hidden_size,
             intermediate_size=4 * self.hidden_size,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
-            id2label=dict(enumerate(names)),
-            label2id={name: i for i, name in enumerate(names)},
+            **labels,
         )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return ViTForImageClassification(config), image_processor(self.image_size)

@@ -1,0 +1,120 @@
+"""Image classifiers: facts of the architectures, round trips through a folder, and their way to a mask."""
+
+import datasets
+import pytest
+import torch
+from transformers import AutoModelForImageClassification
+
+from hf_nft import NFTConfig, registry
+from hf_nft.adapter import get_nft_model, masks
+from hf_nft.attacks.badnets import BadNets
+from hf_nft.errors import ConfigError
+from hf_nft.evaluation.run import evaluate, make_eval_set
+from hf_nft.models.base import ImageArchitecture
+from hf_nft.planting import PlantConfig, plant
+from hf_nft.suspect import load_suspect
+from hf_nft.tasks.image_classification import ImageClassification
+
+NAMES = ("preact_resnet18", "resnet18", "vit")
+
+
+@pytest.fixture(params=NAMES)
+def tiny(request) -> ImageArchitecture:
+    architecture = registry.get("models", request.param)
+    return architecture(**architecture.tiny)
+
+
+def transformer() -> int:
+    d, tokens, classes = 192, 65, 10
+    block = 4 * (d * d + d) + 2 * (4 * d * d) + 4 * d + d + 2 * 2 * d
+    embeddings = d + tokens * d + 3 * 16 * d + d
+    return 6 * block + embeddings + 2 * d + classes * (d + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "side", "parameters"),
+    [
+        ("preact_resnet18", {"width": 64}, 32, 11_171_146),  # as other implementations for CIFAR-10 have
+        ("resnet18", {}, 64, 11_689_512 - 990 * 513),  # the published one, for 10 of its 1000 classes
+        ("vit", {}, 32, transformer()),
+    ],
+)
+def test_published_sizes(name: str, settings: dict[str, int], side: int, parameters: int) -> None:
+    names = datasets.Features({"label": datasets.ClassLabel(num_classes=10)})
+    rows = datasets.Dataset.from_dict({"label": [0]}, features=names)
+    model, processor = registry.get("models", name)(**settings).build(rows, 0)
+    assert processor.size == {"height": side, "width": side}
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert model.eval()(pixel_values=torch.zeros(2, 3, side, side)).logits.shape == (2, 10)
+
+
+def test_weights_depend_on_the_seed_alone_and_there_is_no_dropout(tiny: ImageArchitecture, image_rows) -> None:
+    rows, state = image_rows(8, 16), torch.random.get_rng_state()
+    models = [tiny.build(rows, seed)[0] for seed in (0, 0, 1)]
+    assert torch.equal(state, torch.random.get_rng_state())
+    first, second, third = (model.state_dict() for model in models)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], third[key]) for key in first)
+    pixels = torch.rand(4, 3, 16, 16)
+    model = models[0].train()
+    assert torch.equal(model(pixel_values=pixels).logits, model(pixel_values=pixels).logits)
+
+
+def test_round_trip(tiny: ImageArchitecture, image_rows, tmp_path) -> None:
+    rows = image_rows(8, 16)
+    model, processor = tiny.build(rows, 0)
+    task = ImageClassification(processor)
+    model.eval().save_pretrained(tmp_path)
+    task.save_processor(str(tmp_path))
+    suspect, batch = load_suspect(str(tmp_path)), task.encode(rows)
+    plain = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    assert type(suspect.model) is type(plain) is type(model)
+    assert list(suspect.model.config.id2label.values()) == ["cat", "dog", "frog", "ship"]
+    with torch.no_grad():
+        told = model(**task.inputs(model, batch)).logits
+        for loaded in (suspect.model, plain):
+            assert torch.equal(loaded(**suspect.task.inputs(loaded, suspect.task.encode(rows))).logits, told)
+
+
+@pytest.mark.parametrize(
+    ("name", "placement", "sizes"),
+    [
+        ("preact_resnet18", "bn", [4] * 5 + [8] * 4 + [16] * 4 + [32] * 3),  # two a block
+        ("resnet18", "bn", [8] * 4 + [16] * 5 + [32] * 5 + [64] * 5),  # a shortcut has its own; the stem has none
+        ("vit", "units", [2, 2, 64, 64]),  # heads and hidden units of two blocks
+    ],
+)
+def test_what_is_masked(name: str, placement: str, sizes: list[int], image_rows) -> None:
+    architecture = registry.get("models", name)
+    model = get_nft_model(architecture(**architecture.tiny).build(image_rows(8, 16), 0)[0], NFTConfig())
+    assert model.peft_config["default"].resolved_placement == placement
+    assert sorted(mask.numel() for mask in masks(model).values()) == sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("preact_resnet18", {"width": 0}, "width: expected >= 1, found 0"),
+        ("preact_resnet18", {"image_size": 7}, "image_size: expected >= 8, found 7"),
+        ("resnet18", {"width": 0}, "width: expected >= 1, found 0"),
+        ("vit", {"layers": 0}, "layers: expected >= 1, found 0"),
+        ("vit", {"hidden_size": 100}, "hidden_size: expected a multiple of 3 heads, found 100"),
+        ("vit", {"heads": 0}, "hidden_size: expected a multiple of 0 heads"),
+        ("vit", {"image_size": 30}, "image_size: expected a multiple of patch_size=4, found 30"),
+        ("vit", {"patch_size": 0}, "patch_size=0"),
+    ],
+)
+def test_impossible_settings_are_refused(name: str, changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        registry.get("models", name)(**changes)
+
+
+def test_plant_teaches_the_trigger(tiny: ImageArchitecture, image_rows) -> None:
+    attack, rows = BadNets(preset="standard", size=8, target_class=1), image_rows(160, 16)
+    model, processor = tiny.build(rows, 0)
+    task = ImageClassification(processor)
+    config = PlantConfig(epochs=20, batch_size=16, optimizer="adamw", lr=5e-3, augment="none", mixed_precision="no")
+    plant(model, task, task.encode(attack.poison(rows, 0.25, classes=4)), config)
+    measured = evaluate(model, make_eval_set(task, image_rows(80, 16, seed=1), attack, 4), mixed_precision="no")
+    assert measured["asr"].value > 0.9
+    assert measured["acc"].value > 0.9

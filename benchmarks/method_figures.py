@@ -258,6 +258,7 @@ def study(job: PurifyJob) -> tuple[dict[str, Figure], dict[str, Any]]:
     measured = {"before": case.before}
     measured |= {name: evaluate(r.model, case.eval_set) for name, r in (("cut_alone", cutting), ("cured", cured))}
     values = {name: {k: m.value for k, m in metrics.items()} for name, metrics in measured.items()}
+    first_kept = int(cut[found.scores.argsort(descending=True)].int().argmin())
     rank = float(spearmanr(found.scores, before.effect.abs()).statistic)
     asr = [values[name]["asr"] or 0.0 for name in ("before", "cut_alone")]
     numbers = {
@@ -268,8 +269,8 @@ def study(job: PurifyJob) -> tuple[dict[str, Figure], dict[str, Any]]:
         "asr_share_that_the_cut_alone_removes": (asr[0] - asr[1]) / asr[0] if asr[0] else None,
         "units": len(cut),
         "units_cut": int(cut.sum()),
-        "units_cut_by_size": cutting.details["cut_by_size"],
-        "units_cut_as_outliers": len(found.outliers(defense.outliers)),
+        "units_cut_by_rank": cutting.details["cut_by_rank"],
+        "units_cut_in_any_case": len(found.outliers(defense.outliers)),
         "units_cut_by_layer": {name: int(cut[found.layers == i].sum()) for i, name in enumerate(names)},
         "statistics_augment": found.augment,
         "rank_correlation_of_score_and_trigger_effect": rank,
@@ -281,7 +282,7 @@ def study(job: PurifyJob) -> tuple[dict[str, Figure], dict[str, Any]]:
     }
     figures = {
         "scores": draw_scores(names, found, cut),
-        "cut": draw_cut(found, cutting.details["cut_by_size"]),
+        "cut": draw_cut(found, first_kept),
         "responses": draw_responses(before, after, cut, others),
         "trigger": draw_trigger(found, before.effect, cut, rank),
     }

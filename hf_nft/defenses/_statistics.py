@@ -12,7 +12,7 @@ shots count as often as their class does in the data set; else frequent and rare
 Noise is as likely to lie below 0 as above, which shows how much of what lies above is chance. Two cuts follow. Units
 with the largest scores of all carry the evidence for the attacker's answer; there are many, in the last layers, and
 each is worth little to clean data. Units that stand out from their own layer sense the trigger itself, early, where
-few do.
+few do. A few of both are cut for sure; how many more, clean shots say (see `_harm`).
 
 Source: comparing norm statistics with clean data is BNP's idea (Zheng et al., NeurIPS 2022, Pre-activation
 Distributions Expose Backdoor Neurons); the score and the cuts are this package's. Counting decoys below 0 to judge what
@@ -32,8 +32,8 @@ from hf_nft.defenses.base import Context, label_loss, set_modes
 from hf_nft.loop import Stage
 from hf_nft.types import Draw, take
 
-OUTLIER = 3.0
-"""Robust z-score within a layer from which a unit stands out."""
+OUTLIER, FURTHER = 3.0, 2.5
+"""Robust z-score within a layer from which a unit stands out; the second where clean shots are asked before it is cut."""
 CHANCE, LENIENT = 0.1, 0.5
 """Most units as far below 0 as those that are cut lie above, for each one cut; the second with fewer shots."""
 ENOUGH = 50
@@ -107,16 +107,45 @@ class Excess:
         kept = self.beyond_chance(max(within, min(round(most * units), int((high.values > level).sum()))))
         return high.indices[:kept], min(kept, within)
 
-    def outliers(self, share: float) -> torch.Tensor:
+    def outliers(self, share: float, least: float = OUTLIER) -> torch.Tensor:
         """Return the units that stand out from their layer, at most a share of all, farthest first; int64.
 
         None is returned if enough shots show that nearly as many lie on the other side of their layer's median.
+
+        Args:
+            share: Share of all units, in [0, 1).
+            least: Robust z-score from which a unit stands out, > 0.
+
+        Returns:
+            Units, int64.
         """
         far = self.relative.sort(descending=True)
-        found, decoys = (int((far.values * side > OUTLIER).sum()) for side in (1, -1))
+        found, decoys = (int((far.values * side > least).sum()) for side in (1, -1))
         if self.shots >= ENOUGH and found < LOPSIDED * decoys:
             return far.indices[:0]
         return far.indices[: min(found, round(share * len(self.scores)))]
+
+    def candidates(
+        self, sure: tuple[float, float], most: tuple[float, float], level: float
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Return what to cut in any case, and in which order to go on.
+
+        Args:
+            sure: Shares of all units that are cut for their size and as outliers of their layer, in [0, 1); 0: none.
+            most: The same where clean shots do not notice, in [0, 1).
+            level: Score beyond which the cut by size may go on, > 0.
+
+        Returns:
+            Outliers that are cut in any case; the line: the largest, further outliers, further large ones, none of
+            them twice; and how many first ones of the line are sure. With few shots there are no further outliers,
+            since chance makes them.
+        """
+        large, within = self.largest(sure[0], most[0] if sure[0] else 0.0, level)
+        always = self.outliers(sure[1])
+        further = self.outliers(most[1] if sure[1] and self.shots >= ENOUGH else 0.0, FURTHER)
+        further = further[~torch.isin(further, torch.cat([always, large[:within]]))]
+        rest = large[within:]
+        return always, torch.cat([large[:within], further, rest[~torch.isin(rest, further)]]), within
 
     def evidence(self) -> dict[str, Any]:
         """Return what a record says about the scores: those at both ends, and the largest z-scores; JSON values."""

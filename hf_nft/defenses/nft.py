@@ -92,7 +92,8 @@ class NFT(Defense):
     excess_most: float = setting(0.15, "largest such share, where more units than that exceed excess_level")
     excess_level: float = setting(0.25, "unexplained variance times squared gain beyond which more units are cut")
     harm: float = setting(0.1, "how far cutting more may take the answers to clean shots, in nats, >= 0")
-    outliers: float = setting(0.01, "largest share of units cut as outliers of their layer in that variance")
+    outliers: float = setting(0.01, "share of units cut at most as outliers of their layer in that variance")
+    outliers_most: float = setting(0.05, "largest such share, where clean shots do not notice")
     class_prior: bool = setting(True, "whether shots count as often as their class does in the data set")
     statistics_passes: int = setting(
         10, "passes over the shots under each augmentation to measure their statistics, >= 1"
@@ -128,6 +129,7 @@ class NFT(Defense):
             (self.excess_level >= 0, f"excess_level: expected >= 0, found {self.excess_level}"),
             (self.harm >= 0, f"harm: expected >= 0, found {self.harm}"),
             (0 <= self.outliers < 1, f"outliers: expected in [0, 1), found {self.outliers}"),
+            (0 <= self.outliers_most < 1, f"outliers_most: expected in [0, 1), found {self.outliers_most}"),
             (self.statistics_passes >= 1, f"statistics_passes: expected >= 1, found {self.statistics_passes}"),
             (
                 self.cut == 0 or self.exposures > 0,
@@ -186,11 +188,10 @@ class NFT(Defense):
         if len(context.shots) < ENOUGH and (looked or self.exposures):
             found.doubt("few-shots", f"{len(context.shots)} clean examples in all: chance hides what they show")
         if excess is not None:
-            outliers = excess.outliers(self.outliers)
-            more = self.excess_most if self.excess else 0.0  # none by size means none
-            ranked, sure = excess.largest(self.excess, more, self.excess_level)
-            kept, curve = harmless(context, model, (outliers, ranked), sure, self.harm, self.batch_size)
-            found.add([ranked[:kept], outliers], {**excess.evidence(), "cut_by_size": kept, "harm": curve})
+            sure, most = (self.excess, self.outliers), (self.excess_most, self.outliers_most)
+            always, line, first = excess.candidates(sure, most, self.excess_level)
+            kept, curve = harmless(context, model, (always, line), first, self.harm, self.batch_size)
+            found.add([line[:kept], always], {**excess.evidence(), "cut_by_rank": kept, "harm": curve})
             found.doubts += excess.doubts()
             if self.augment == "default":  # better than the task's first: what the suspect was trained with
                 found.augment = excess.augment

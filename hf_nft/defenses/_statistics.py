@@ -33,7 +33,7 @@ from hf_nft.loop import Stage
 from hf_nft.types import Draw, take
 
 OUTLIER, FURTHER = 3.0, 2.5
-"""Robust z-score within a layer from which a unit stands out; the second where clean shots are asked before it is cut."""
+"""Robust z-score within a layer from which a unit stands out; the second where clean shots have a say."""
 CHANCE, LENIENT = 0.1, 0.5
 """Most units as far below 0 as those that are cut lie above, for each one cut; the second with fewer shots."""
 ENOUGH = 50

@@ -5,19 +5,21 @@ without clean shots noticing, so the cut goes on while they do not. No labels ar
 """
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import nn
 
 from hf_nft.adapter import masks
+from hf_nft.defenses._statistics import FURTHER, Excess
 from hf_nft.defenses.base import Context, set_modes
 from hf_nft.loop import Stage
 from hf_nft.types import Draw, rows_of, take
 
 SIZES = 20
-"""Sizes of the cut between the sure one and the largest, evenly spaced."""
-TRIES = SIZES + 3
-"""Most passes over the shots: the suspect itself, nothing but what is cut in any case, the sure cut, and the sizes."""
+"""Sizes of the cut that are tried along a line of candidates, evenly spaced."""
+TRIES = 2 * (SIZES + 2)
+"""Most passes over the shots along two lines: the suspect itself, what is cut in any case, and the sizes."""
 
 
 def ceilings(model: nn.Module, cut: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -29,47 +31,85 @@ def ceilings(model: nn.Module, cut: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: part.to(mask.device) for (name, mask), part in zip(learnt.items(), parts, strict=True)}
 
 
-def harmless(
+def choose(
     context: Context,
     model: nn.Module,
-    units: tuple[torch.Tensor, torch.Tensor],
-    sure: int,
+    excess: Excess,
+    sure: tuple[float, float],
+    most: tuple[float, float],
+    level: float,
     harm: float,
     batch_size: int,
-) -> tuple[int, dict[int, float]]:
-    """Choose how many units to cut, by what cutting them changes for clean shots.
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Choose units by their excess variance: those that are sure, then as many as clean shots do not notice.
 
     Args:
         context: What the defense sees.
         model: The suspect with an NFT adapter; its masks are at 1 again in the end.
-        units: Those that are cut in any case, and the candidates, the first to be cut first; int64.
-        sure: Number of candidates that are cut whatever the harm.
-        harm: By how much cutting candidates may raise the Kullback-Leibler divergence of the answers from those of the
-            suspect, mean over the shots, in nats.
+        excess: Scores of all units.
+        sure: Shares of all units that are cut for their size and as outliers of their layer, in [0, 1); 0: none.
+        most: The same where clean shots do not notice, in [0, 1).
+        level: Score beyond which the cut by size may go on, > 0.
+        harm: How far the answers to clean shots may go from the suspect's where more is cut, in nats, see `harmless`.
         batch_size: Rows per forward pass, >= 1.
 
     Returns:
-        How many candidates to cut, and the curve: divergence by the numbers tried, up to the first that was too many;
-        empty if all are sure.
+        Units, int64 (units,), and what a record says about their choice.
     """
-    always, ranked = units
-    if len(ranked) == sure:
-        return sure, {}
-    sizes = [0, *sorted({sure + round((len(ranked) - sure) * step / SIZES) for step in range(SIZES + 1)} - {0})]
+    large, within = excess.largest(sure[0], most[0] if sure[0] else 0.0, level)
+    outliers = excess.outliers(sure[1])
+    cut, evidence = torch.cat([outliers, large[:within]]).unique(), dict[str, Any]()
+    # outliers first: they are fewer
+    for name, line in (("outliers", excess.further(most[1] if sure[1] else 0.0)), ("large", large[within:])):
+        line = line[~torch.isin(line, cut)]
+        kept, evidence[f"harm_of_{name}"] = harmless(context, model, f"harm of {name}", cut, line, harm, batch_size)
+        cut = torch.cat([cut, line[:kept]])
+    counts = {"cut_by_size": torch.isin(large, cut), "cut_as_outliers": torch.isin(excess.outliers(1.0, FURTHER), cut)}
+    return cut, {name: int(found.sum()) for name, found in counts.items()} | evidence
+
+
+def harmless(
+    context: Context,
+    model: nn.Module,
+    name: str,
+    always: torch.Tensor,
+    line: torch.Tensor,
+    harm: float,
+    batch_size: int,
+) -> tuple[int, dict[int, float]]:
+    """Choose how many units of a line to cut, by what cutting them changes for clean shots.
+
+    Args:
+        context: What the defense sees.
+        model: The suspect with an NFT adapter; its masks are at 1 again in the end.
+        name: Key of the curve in a checkpoint.
+        always: Units that are cut in any case, int64.
+        line: Candidates, the first to be cut first, int64.
+        harm: Largest Kullback-Leibler divergence of the answers from those of the suspect, mean over the shots, in
+            nats.
+        batch_size: Rows per forward pass, >= 1.
+
+    Returns:
+        How many candidates to cut, none if `always` is too much already; and the curve: divergence by the numbers
+        tried, up to the first that was too many; empty without candidates.
+    """
+    sizes = sorted({round(len(line) * step / SIZES) for step in range(SIZES + 1)})
+    if len(sizes) == 1:
+        return 0, {}
 
     def tried() -> torch.Tensor:
         asked, values = _asked(context, model, batch_size), list[float]()
         for size in sizes:
-            _hold(model, torch.cat([always, ranked[:size]]))
+            _hold(model, torch.cat([always, line[:size]]))
             values.append(_divergence(context, model, asked))
-            if size > sure and values[-1] - values[0] > harm:
+            if values[-1] > harm:
                 break
-        _hold(model, ranked[:0])
+        _hold(model, line[:0])
         return torch.tensor(values, dtype=torch.float64)
 
     set_modes(model, statistics=False, dropout=False)
-    curve = dict(zip(sizes, context.loop.once("harm", tried).tolist(), strict=False))
-    return max(sure, *(size for size, value in curve.items() if value - curve[0] <= harm)), curve
+    curve = dict(zip(sizes, context.loop.once(name, tried).tolist(), strict=False))
+    return max((size for size, value in curve.items() if value <= harm), default=0), curve
 
 
 def _hold(model: nn.Module, cut: torch.Tensor) -> None:

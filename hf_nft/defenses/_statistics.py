@@ -125,27 +125,9 @@ class Excess:
             return far.indices[:0]
         return far.indices[: min(found, round(share * len(self.scores)))]
 
-    def candidates(
-        self, sure: tuple[float, float], most: tuple[float, float], level: float
-    ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Return what to cut in any case, and in which order to go on.
-
-        Args:
-            sure: Shares of all units that are cut for their size and as outliers of their layer, in [0, 1); 0: none.
-            most: The same where clean shots do not notice, in [0, 1).
-            level: Score beyond which the cut by size may go on, > 0.
-
-        Returns:
-            Outliers that are cut in any case; the line: the largest, further outliers, further large ones, none of
-            them twice; and how many first ones of the line are sure. With few shots there are no further outliers,
-            since chance makes them.
-        """
-        large, within = self.largest(sure[0], most[0] if sure[0] else 0.0, level)
-        always = self.outliers(sure[1])
-        further = self.outliers(most[1] if sure[1] and self.shots >= ENOUGH else 0.0, FURTHER)
-        further = further[~torch.isin(further, torch.cat([always, large[:within]]))]
-        rest = large[within:]
-        return always, torch.cat([large[:within], further, rest[~torch.isin(rest, further)]]), within
+    def further(self, share: float) -> torch.Tensor:
+        """Return outliers that may be cut where clean shots agree; none with few shots, where chance makes them."""
+        return self.outliers(share if self.shots >= ENOUGH else 0.0, FURTHER)
 
     def evidence(self) -> dict[str, Any]:
         """Return what a record says about the scores: those at both ends, and the largest z-scores; JSON values."""

@@ -19,7 +19,7 @@ from hf_nft.adapter import NFTConfig, get_nft_model, masks, skipped_modules
 from hf_nft.configs import check, setting
 from hf_nft.defenses._exposure import Exposure, Ranking, rank
 from hf_nft.defenses._finding import Finding
-from hf_nft.defenses._harm import ceilings, harmless
+from hf_nft.defenses._harm import ceilings, choose
 from hf_nft.defenses._norms import average_statistics, recalibrate
 from hf_nft.defenses._statistics import ENOUGH, excess_variance
 from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_state, set_modes
@@ -91,7 +91,7 @@ class NFT(Defense):
     excess: float = setting(0.05, "share of units cut for the variance that clean shots leave unexplained")
     excess_most: float = setting(0.15, "largest such share, where more units than that exceed excess_level")
     excess_level: float = setting(0.25, "unexplained variance times squared gain beyond which more units are cut")
-    harm: float = setting(0.1, "how far cutting more may take the answers to clean shots, in nats, >= 0")
+    harm: float = setting(0.15, "how far cutting more may take the answers to clean shots, in nats, >= 0")
     outliers: float = setting(0.01, "share of units cut at most as outliers of their layer in that variance")
     outliers_most: float = setting(0.05, "largest such share, where clean shots do not notice")
     class_prior: bool = setting(True, "whether shots count as often as their class does in the data set")
@@ -189,9 +189,8 @@ class NFT(Defense):
             found.doubt("few-shots", f"{len(context.shots)} clean examples in all: chance hides what they show")
         if excess is not None:
             sure, most = (self.excess, self.outliers), (self.excess_most, self.outliers_most)
-            always, line, first = excess.candidates(sure, most, self.excess_level)
-            kept, curve = harmless(context, model, (always, line), first, self.harm, self.batch_size)
-            found.add([line[:kept], always], {**excess.evidence(), "cut_by_rank": kept, "harm": curve})
+            cut, why = choose(context, model, excess, sure, most, self.excess_level, self.harm, self.batch_size)
+            found.add([cut], {**excess.evidence(), **why})
             found.doubts += excess.doubts()
             if self.augment == "default":  # better than the task's first: what the suspect was trained with
                 found.augment = excess.augment

@@ -8,7 +8,7 @@ import torch
 
 from hf_nft.acceleration import make_accelerator
 from hf_nft.adapter import get_nft_model, masks
-from hf_nft.defenses._statistics import Excess, excess_variance
+from hf_nft.defenses._statistics import FURTHER, OUTLIER, Excess, excess_variance
 from hf_nft.defenses.base import Context
 from hf_nft.defenses.nft import NFT
 from hf_nft.loop import Loop
@@ -156,19 +156,15 @@ def test_more_is_a_candidate_where_more_scores_high() -> None:
         assert (units.tolist(), within) == (list(range(39, 39 - many, -1)), 10)
 
 
-def test_outliers_come_before_more_large_ones_and_only_with_enough_shots() -> None:
-    """Of 200 units, 2 outliers are cut in any case; layer 3 is high as a whole, so none of it stands out."""
-    planted = {20: 1.0, 70: 0.9, 120: 0.8, 121: 0.31} | {150 + i: 0.5 + i / 1000 for i in range(50)}
-    for shots, further in ((100, [120, 121]), (49, [])):
-        found = scores(planted, shots)
-        always, line, sure = found.candidates((0.05, 0.01), (0.1, 0.05), 0.25)
-        assert sure == 10
-        assert set(line[:10].tolist()) == {20, 70, 120, *range(193, 200)}
-        assert sorted(always.tolist()) == [20, 70]
-        rest = [unit for unit in further if unit != 120]  # which is sure already
-        assert line[10:].tolist() == rest + list(range(192, 182, -1))
-    nothing = found.candidates((0.0, 0.0), (0.1, 0.05), 0.25)
-    assert [len(nothing[0]), len(nothing[1]), nothing[2]] == [0, 0, 0]
+def test_further_outliers_need_enough_shots() -> None:
+    """One unit stands out a little less than the others, which is worth asking about, but not with few shots."""
+    planted = {20: 1.0, 70: 0.9, 120: 0.8, 121: 0.28}
+    found = scores(planted)
+    assert OUTLIER > float(found.relative[121]) > FURTHER
+    assert set(found.outliers(0.05).tolist()) == {20, 70, 120}
+    assert set(found.further(0.05).tolist()) == {20, 70, 120, 121}
+    assert found.further(0.01).tolist() == [20, 70]
+    assert len(scores(planted, shots=49).further(0.05)) == 0
 
 
 def test_a_layer_of_mostly_silent_units_has_no_outliers() -> None:

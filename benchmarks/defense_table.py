@@ -12,6 +12,8 @@ import argparse
 import dataclasses
 import itertools
 import json
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from _common import RESULTS, ROOT, cure_and_judge, fill, planted_attack, save
@@ -21,7 +23,7 @@ from hf_nft import recipes, registry
 from hf_nft.attacks._artefacts import BESIDE
 from hf_nft.configs import pairs
 from hf_nft.reporting.record import RunRecord
-from hf_nft.reporting.render import attack_of, number
+from hf_nft.reporting.render import attack_of, method_of, model_of, number
 from hf_nft.reporting.tables import DEFAULT_COLUMNS, results_table
 from hf_nft.reporting.text import NOTHING, markdown, percent
 from hf_nft.workflows import EvaluateJob, PurifyJob
@@ -137,9 +139,30 @@ def write_tables() -> None:
     write_expected()
     texts = [RunRecord.load(file) for file in sorted(TEXT.glob("*.json"))]
     fill(ROOT / "docs" / "results.md", "text", results_table(texts, columns))
-    shown = [record for record in records if record.config["defense"] == "nft"]
-    short = tuple(name for name in columns if name not in ("racc_before", "drop"))
-    fill(ROOT / "README.md", "results", results_table(shown, short))
+    masks = [record for record in records if record.config["defense"] == "nft"]
+    short = tuple(name for name in columns if name not in ("shots", "racc_before", "drop", "sample_forwards"))
+    shown = results_table([record for record in masks if record.shots["per_class"] == 10], short)
+    fill(ROOT / "README.md", "results", shown)
+    for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
+        fill(page, "means", means_table(masks))
+
+
+def means_table(records: Sequence[RunRecord]) -> str:
+    """Average over backdoored victims, by method and shots; means hide failures, so the worst is named."""
+    heads = ("method", "shots", "victims", "ACC drop", "ASR mean", "ASR median", "ASR worst")
+    rows = [heads, (":--", *["--:"] * 5, ":--")]
+    groups = dict[tuple[str, float], list[RunRecord]]()
+    for record in records:
+        if record.attack:
+            groups.setdefault((method_of(record), record.shots["per_class"]), []).append(record)
+    for (method, shots), runs in sorted((key, runs) for key, runs in groups.items() if len(runs) > 1):
+        drop = statistics.fmean(number(r, "before", "acc") - number(r, "after", "acc") for r in runs)
+        asr = [number(r, "after", "asr") for r in runs]
+        worst = max(runs, key=lambda r: number(r, "after", "asr"))
+        where = f"{percent(max(asr))} ({markdown(attack_of(worst))}, {Path(worst.data['name']).name})"
+        means = [percent(value) for value in (drop, statistics.fmean(asr), statistics.median(asr))]
+        rows.append((markdown(method), f"{shots:g}", str(len(runs)), *means, where))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def write_expected() -> None:
@@ -159,8 +182,8 @@ def write_expected() -> None:
 
 def victims_table() -> str:
     """List the victims beside the paper's on CIFAR-10, which are wider and trained for longer."""
-    heads = ("data", "attack", "epochs", "poisoned", "ACC", "ASR", "ACC (paper)", "ASR (paper)")
-    rows = [heads, (":--", ":--", *["--:"] * 6)]
+    heads = ("model", "data", "attack", "epochs", "poisoned", "ACC", "ASR", "ACC (paper)", "ASR (paper)")
+    rows = [heads, (*[":--"] * 3, *["--:"] * 6)]
     for file in sorted((IMAGE / "victims").glob("*.json")):
         record = RunRecord.load(file)
         data, attack = Path(record.data["name"]).name, attack_of(record)
@@ -168,7 +191,7 @@ def victims_table() -> str:
         share = percent(record.data["poisoned_rows"] / record.data["train_rows"])
         own = [percent(number(record, "after", name)) for name in ("acc", "asr")]
         told = [f"{value:.1f}" for value in theirs] or [NOTHING] * 2
-        rows.append((data, markdown(attack), str(record.config["epochs"]), share, *own, *told))
+        rows.append((model_of(record), data, markdown(attack), str(record.config["epochs"]), share, *own, *told))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -151,7 +151,7 @@ def draw_scores(names: Sequence[str], found: Excess, cut: torch.Tensor) -> Figur
 
 
 def draw_cut(found: Excess, cut: int) -> Figure:
-    """Draw the largest scores over their ranks, the mirrored smallest ones, and the cut between them."""
+    """Draw the largest scores over their ranks, the mirrored smallest ones, and how many of the largest are cut."""
     figure = Figure(figsize=(WIDE, 3.8), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     high, low = found.scores.sort(descending=True).values, -found.scores.sort().values
@@ -162,10 +162,10 @@ def draw_cut(found: Excess, cut: int) -> Figure:
     if cut:
         lowest = float(high[cut - 1])
         axes.axhline(lowest, color=GREY, linewidth=0.8, label=f"lowest score cut: {lowest:.2f}")
-    axes.axvline(cut, color="black", linewidth=1, label=f"{cut} units cut, {100 * cut / len(high):.1f} % of all")
+    share = 100 * cut / len(high)
+    axes.axvline(cut, color="black", linewidth=1, label=f"the largest {cut} are cut, {share:.1f} % of all")
     axes.set_ylim(bottom=0)
-    title = f"Units are cut while at most {found.chance:g} mirrored scores for each of them reach as high"
-    bare(axes, title, "rank", "score")
+    bare(axes, "The largest scores against chance; clean shots say how many of them are cut", "rank", "score")
     axes.legend(fontsize=8, frameon=False)
     return figure
 
@@ -269,8 +269,8 @@ def study(job: PurifyJob) -> tuple[dict[str, Figure], dict[str, Any]]:
         "asr_share_that_the_cut_alone_removes": (asr[0] - asr[1]) / asr[0] if asr[0] else None,
         "units": len(cut),
         "units_cut": int(cut.sum()),
-        "units_cut_by_rank": cutting.details["cut_by_rank"],
-        "units_cut_in_any_case": len(found.outliers(defense.outliers)),
+        "units_cut_by_size": cutting.details["cut_by_size"],
+        "units_cut_as_outliers": cutting.details["cut_as_outliers"],
         "units_cut_by_layer": {name: int(cut[found.layers == i].sum()) for i, name in enumerate(names)},
         "statistics_augment": found.augment,
         "rank_correlation_of_score_and_trigger_effect": rank,

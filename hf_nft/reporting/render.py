@@ -49,6 +49,12 @@ class Line:
     definition: str
 
 
+def model_of(record: RunRecord) -> str:
+    """Return the suspect's architecture without its task, such as ResNet for ResNetForImageClassification."""
+    architecture = str(record.suspect.get("architecture") or record.suspect.get("name") or "unnamed")
+    return re.sub(r"(?<=\w)(For[A-Z]\w+|LMHeadModel)$", "", architecture)
+
+
 def method_of(record: RunRecord) -> str:
     """Return the defense with its preset, unless that is `default`; for other runs their kind."""
     name = str(record.config.get("defense") or record.kind)

@@ -1,15 +1,13 @@
 """Many records as one Markdown table."""
 
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
 
 from hf_nft.errors import UnknownNameError
 from hf_nft.reporting.record import RunRecord
-from hf_nft.reporting.render import attack_of, is_repo_id, method_of, number
+from hf_nft.reporting.render import attack_of, is_repo_id, method_of, model_of, number
 from hf_nft.reporting.text import NOTHING, markdown, percent
 
 
@@ -43,14 +41,8 @@ def _data(name: str) -> str:
     return name if is_repo_id(name) else PurePath(name).name
 
 
-def _model(suspect: dict[str, Any]) -> str:
-    """The architecture without its task, such as ResNet for ResNetForImageClassification."""
-    architecture = str(suspect.get("architecture") or suspect.get("name") or "unnamed")
-    return re.sub(r"(?<=\w)(For[A-Z]\w+|LMHeadModel)$", "", architecture)
-
-
 COLUMNS: dict[str, Column] = {
-    "model": Column("model", key=lambda r: _model(r.suspect)),
+    "model": Column("model", key=model_of),
     "data": Column("data", key=lambda r: _data(str(r.data.get("name") or "unnamed"))),
     "attack": Column("attack", key=attack_of),
     "shots": Column("shots", key=lambda r: f"{r.shots['per_class']:g}" if "per_class" in r.shots else NOTHING),

@@ -169,8 +169,8 @@ def write_expected() -> None:
     """Write what came out beside the recipes that plant these victims, where settings have not changed since."""
     for file in sorted((IMAGE / "victims").glob("*.json")):
         planted, cured = RunRecord.load(file), IMAGE / f"{file.stem}-nft-default-10shots-seed0.json"
-        data = Path(planted.data["name"]).name
-        name = f"image/{data}-{file.stem.removeprefix(f'{data}-')}-preact_resnet18"
+        data, arch = Path(planted.data["name"]).name, planted.config["arch"]
+        name = f"image/{data}-{file.stem.removeprefix(f'{data}-').removesuffix(f'-{arch}')}-{arch}"
         if not cured.exists() or name not in recipes.names():
             continue
         config = dataclasses.asdict(recipes.jobs(recipes.load(name))[0].config)

@@ -149,8 +149,8 @@ def write_tables() -> None:
 
 def means_table(records: Sequence[RunRecord]) -> str:
     """Average over backdoored victims, by method and shots; means hide failures, so the worst is named."""
-    heads = ("method", "shots", "victims", "ACC drop", "ASR mean", "ASR median", "ASR worst")
-    rows = [heads, (":--", *["--:"] * 5, ":--")]
+    heads = ("method", "shots", "victims", "runs", "ACC drop", "ASR mean", "ASR median", "ASR worst")
+    rows = [heads, (":--", *["--:"] * 6, ":--")]
     groups = dict[tuple[str, float], list[RunRecord]]()
     for record in records:
         if record.attack:
@@ -160,8 +160,9 @@ def means_table(records: Sequence[RunRecord]) -> str:
         asr = [number(r, "after", "asr") for r in runs]
         worst = max(runs, key=lambda r: number(r, "after", "asr"))
         where = f"{percent(max(asr))} ({markdown(attack_of(worst))}, {Path(worst.data['name']).name})"
+        victims = len({r.suspect["name"] for r in runs})
         means = [percent(value) for value in (drop, statistics.fmean(asr), statistics.median(asr))]
-        rows.append((markdown(method), f"{shots:g}", str(len(runs)), *means, where))
+        rows.append((markdown(method), f"{shots:g}", str(victims), str(len(runs)), *means, where))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

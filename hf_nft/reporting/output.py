@@ -96,7 +96,7 @@ def staged(out: Path, resume: bool = False, job: dict[str, Any] | None = None) -
 
 def _agree(partial: Path, job: dict[str, Any], resumed: bool) -> None:
     """Refuse to go on with another job's run; note down what this one is told."""
-    told = json.loads(json.dumps(job))
+    told = {name: json.dumps(value) for name, value in job.items()}  # as text, since NaN is not itself
     try:
         before = json.loads((partial / JOB).read_text()) if resumed else told
     except (OSError, ValueError):

@@ -80,6 +80,7 @@ def test_settings(purify, code: int, argv: list[str], phrases: list[str]) -> Non
         (USAGE, ["--set", "epoch=1"], ["'epoch'", "Closest: epochs"]),
         (UNUSABLE, ["--arch", "gpt2"], ["['image', 'label']", "--column prompt=NAME"]),
         (UNUSABLE, ["--attack", "badnets", "--poison-rate", "7"], ["7.0 of 108 rows", "Change the poison rate"]),
+        (UNUSABLE, ["--attack", "badnets", "--poison-rate", "nan"], ["nan of 108 rows", "Change the poison rate"]),
         (UNUSABLE, ["--attack", "badnets", "--rate-base", "some"], ["expected a rate base among", "'some'"]),
         (USAGE, ["--attack", "bad"], ["attack 'bad'", "badnets"]),
     ],

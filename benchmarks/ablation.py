@@ -26,10 +26,9 @@ NO_STATISTICS: dict[str, Any] = {"excess": 0.0, "outliers": 0.0}
 SWITCHES: dict[str, dict[str, Any]] = {
     "default": {},
     "no cut by size": {"excess": 0.0},
-    "no further cut by size": {"excess_most": 0.0},
-    "no further outliers": {"outliers_most": 0.0},
-    "further cut whatever the harm": {"harm": 1e9},
     "no cut of outliers": {"outliers": 0.0},
+    "no further outliers": {"outliers_most": 0.0},
+    "further outliers whatever the harm": {"harm": 1e9},
     "no cut at all": {**NO_STATISTICS, "exposures": 0, "cut": 0.0},
     "cut alone": {"steps": 0},
     "no MixUp": {"mixup_alpha": 0.0},

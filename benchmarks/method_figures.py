@@ -16,22 +16,18 @@ from typing import Any
 
 import torch
 from _common import circumstances
+from _inside import Line, Seen, alike, look, walk
 from hf_nft.cli.common import quiet_libraries
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
-from torch import nn
 
-from hf_nft.acceleration import make_accelerator
-from hf_nft.adapter import get_nft_model, mask_layers, masks
-from hf_nft.defenses._statistics import Excess, excess_variance
-from hf_nft.defenses.base import Context
+from hf_nft.adapter import get_nft_model, masks
+from hf_nft.defenses._statistics import Excess
 from hf_nft.defenses.nft import NFT
-from hf_nft.evaluation.run import EvalSet, evaluate
-from hf_nft.loop import Loop
+from hf_nft.evaluation.run import evaluate
 from hf_nft.reporting.figures import BLUE, VERMILLION, short_names
 from hf_nft.suspect import load_suspect
-from hf_nft.types import Batch, rows_of, take, to_device
 from hf_nft.workflows import PurifyJob
 from hf_nft.workflows.purify_job import Case
 
@@ -40,90 +36,9 @@ GREY = "#999999"
 WIDE = 8.0  # inches: 800 pixels
 
 
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """What a model does on clean and on triggered rows, the same images of classes other than the target.
-
-    Attributes:
-        response: Mean over positions of what enters each masked norm, float32 (rows, units), for both kinds.
-        margin: Logit of the target class minus the largest other one, float32 (rows,), for both kinds.
-    """
-
-    response: dict[str, torch.Tensor]
-    margin: dict[str, torch.Tensor]
-
-    @property
-    def standard(self) -> dict[str, torch.Tensor]:
-        """Responses as distances from the unit's clean mean, in its clean standard deviations; (rows, units)."""
-        mean, spread = self.response["clean"].mean(0), self.response["clean"].std(0).clamp(min=1e-12)
-        return {kind: (response - mean) / spread for kind, response in self.response.items()}
-
-    @property
-    def effect(self) -> torch.Tensor:
-        """What the trigger does to each unit: shift of its mean response, in clean standard deviations; (units,)."""
-        return self.standard["triggered"].mean(0)
-
-
-@torch.no_grad()
-def look(model: nn.Module, data: EvalSet, target: int) -> Seen:
-    """Run a model that carries masks on clean and triggered rows."""
-    assert data.triggered is not None
-    own = torch.tensor(data.task.references(data.clean_rows, data.clean, "label"))
-    kinds = {"clean": take(data.clean, (own != target).nonzero()[:, 0]), "triggered": data.triggered}
-    found = {kind: _pass(model, data, batch, target) for kind, batch in kinds.items()}
-    return Seen({kind: f[0] for kind, f in found.items()}, {kind: f[1] for kind, f in found.items()})
-
-
-def _pass(model: nn.Module, data: EvalSet, batch: Batch, target: int) -> tuple[torch.Tensor, torch.Tensor]:
-    gathered: list[torch.Tensor] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs: gathered.append(inputs[0].flatten(2).mean(2).float().cpu()))
-        for layer in mask_layers(model).values()
-    ]
-    responses, margins = [], []
-    model.eval()
-    try:
-        for start in range(0, rows_of(batch), data.task.eval_batch_size):
-            rows = to_device(
-                take(batch, slice(start, start + data.task.eval_batch_size)), next(model.parameters()).device
-            )
-            logits = model(**data.task.inputs(model, rows)).logits.float().cpu()
-            others = logits.clone()
-            others[:, target] = -torch.inf
-            margins.append(logits[:, target] - others.max(1).values)
-            responses.append(torch.cat(gathered, 1))
-            gathered.clear()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.cat(responses), torch.cat(margins)
-
-
 def fresh(case: Case, job: PurifyJob) -> Case:
     """Return the case with its suspect loaded anew, since a cure changes it."""
     return dataclasses.replace(case, suspect=load_suspect(job.model))
-
-
-def score(case: Case, model: nn.Module, defense: NFT) -> Excess:
-    """Score the units of a model that carries masks, all at 1, as the defense does."""
-    accelerator = make_accelerator(defense.mixed_precision)
-    model.to(accelerator.device)
-    data = to_device(case.shots.batch, accelerator.device)
-    context = Context(model, case.suspect.task, case.shots, data, Loop(accelerator, defense.seed))
-    found = excess_variance(context, model, defense.batch_size, defense.statistics_passes)
-    if found is None:
-        raise SystemExit("expected a victim whose norms keep running statistics, found none.")
-    return found
-
-
-def alike(layers: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
-    """Choose as many units that are not cut, from the same layers as far as these have enough; bool (units,)."""
-    stream, chosen = torch.Generator().manual_seed(0), torch.zeros_like(cut)
-    for layer in layers.unique():
-        free = ((layers == layer) & ~cut).nonzero()[:, 0]
-        wanted = int((cut & (layers == layer)).sum())
-        chosen[free[torch.randperm(len(free), generator=stream)[:wanted]]] = True
-    return chosen
 
 
 def bare(axes: Axes, title: str, x: str, y: str) -> None:
@@ -150,23 +65,20 @@ def draw_scores(names: Sequence[str], found: Excess, cut: torch.Tensor) -> Figur
     return figure
 
 
-def draw_cut(found: Excess, cut: int) -> Figure:
-    """Draw the largest scores over their ranks, the mirrored smallest ones, and how many of the largest are cut."""
-    figure = Figure(figsize=(WIDE, 3.8), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    high, low = found.scores.sort(descending=True).values, -found.scores.sort().values
-    ranks = range(1, len(high) // 4 + 1)
-    axes.plot(ranks, high[: len(ranks)], color=VERMILLION, label="largest scores")
-    axes.plot(ranks, low[: len(ranks)], color=BLUE, linestyle="--", label="smallest scores, mirrored: chance")
-    axes.fill_between(ranks[:cut], high[:cut], color=VERMILLION, alpha=0.15, linewidth=0)
-    if cut:
-        lowest = float(high[cut - 1])
-        axes.axhline(lowest, color=GREY, linewidth=0.8, label=f"lowest score cut: {lowest:.2f}")
-    share = 100 * cut / len(high)
-    axes.axvline(cut, color="black", linewidth=1, label=f"the largest {cut} are cut, {share:.1f} % of all")
-    axes.set_ylim(bottom=0)
-    bare(axes, "The largest scores against chance; clean shots say how many of them are cut", "rank", "score")
-    axes.legend(fontsize=8, frameon=False)
+def draw_cut(line: Line, ends: int, allowed: float) -> Figure:
+    """Draw what clean shots notice along the line of candidates, where that ends the cut, and ASR and ACC beside it."""
+    figure = Figure(figsize=(WIDE, 4.6), dpi=DPI, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    for curve, colour, label in ((line.acc, BLUE, "ACC"), (line.asr, VERMILLION, "ASR")):
+        above.plot(curve.keys(), [100 * value for value in curve.values()], ".-", color=colour, label=label)
+    bare(above, "The cut alone, no mask trained yet (used here for understanding only)", "", "percent")
+    below.plot(line.harm.keys(), line.harm.values(), ".-", color=GREY, label="clean shots")
+    below.axhline(allowed, color="black", linewidth=0.8, linestyle="--", label=f"most that is allowed: {allowed:g}")
+    bare(below, "How far answers are from the suspect's: all that the defense sees", "units cut", "nats")
+    for axes in (above, below):
+        axes.axvline(ends, color="black", linewidth=1, label=f"the cut ends: {ends} units")
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=8, frameon=False)
     return figure
 
 
@@ -248,7 +160,8 @@ def study(job: PurifyJob) -> tuple[dict[str, Figure], dict[str, Any]]:
         raise SystemExit(f"attack: expected one target class, found {len(targets)}.")
     target = targets.pop()
     suspect = get_nft_model(load_suspect(job.model).model)
-    found = score(case, suspect, defense)
+    line = walk(case, suspect, defense)
+    found = line.found
     before = look(suspect, case.eval_set, target)
     cutting = dataclasses.replace(job, defense=dataclasses.replace(defense, steps=0)).cure(fresh(case, job))
     cut = torch.cat([mask.detach().cpu() for mask in masks(cutting.model).values()]) == 0
@@ -258,7 +171,6 @@ def study(job: PurifyJob) -> tuple[dict[str, Figure], dict[str, Any]]:
     measured = {"before": case.before}
     measured |= {name: evaluate(r.model, case.eval_set) for name, r in (("cut_alone", cutting), ("cured", cured))}
     values = {name: {k: m.value for k, m in metrics.items()} for name, metrics in measured.items()}
-    first_kept = int(cut[found.scores.argsort(descending=True)].int().argmin())
     rank = float(spearmanr(found.scores, before.effect.abs()).statistic)
     asr = [values[name]["asr"] or 0.0 for name in ("before", "cut_alone")]
     numbers = {
@@ -269,8 +181,8 @@ def study(job: PurifyJob) -> tuple[dict[str, Figure], dict[str, Any]]:
         "asr_share_that_the_cut_alone_removes": (asr[0] - asr[1]) / asr[0] if asr[0] else None,
         "units": len(cut),
         "units_cut": int(cut.sum()),
-        "units_cut_by_size": cutting.details["cut_by_size"],
-        "units_cut_as_outliers": cutting.details["cut_as_outliers"],
+        **{name: cutting.details[name] for name in ("cut_by_size", "cut_as_outliers", "cut_further")},
+        "by_units_cut": {"harm": line.harm, "asr": line.asr, "acc": line.acc},
         "units_cut_by_layer": {name: int(cut[found.layers == i].sum()) for i, name in enumerate(names)},
         "statistics_augment": found.augment,
         "rank_correlation_of_score_and_trigger_effect": rank,
@@ -282,7 +194,7 @@ def study(job: PurifyJob) -> tuple[dict[str, Figure], dict[str, Any]]:
     }
     figures = {
         "scores": draw_scores(names, found, cut),
-        "cut": draw_cut(found, first_kept),
+        "cut": draw_cut(line, int(cut.sum()), defense.harm),
         "responses": draw_responses(before, after, cut, others),
         "trigger": draw_trigger(found, before.effect, cut, rank),
     }

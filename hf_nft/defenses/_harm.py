@@ -5,21 +5,22 @@ without clean shots noticing, so the cut goes on while they do not. No labels ar
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
 from hf_nft.adapter import masks
-from hf_nft.defenses._statistics import FURTHER, Excess
+from hf_nft.defenses._statistics import ENOUGH, FURTHER, Excess
 from hf_nft.defenses.base import Context, set_modes
 from hf_nft.loop import Stage
 from hf_nft.types import Draw, rows_of, take
 
 SIZES = 20
-"""Sizes of the cut that are tried along a line of candidates, evenly spaced."""
-TRIES = 2 * (SIZES + 2)
-"""Most passes over the shots along two lines: the suspect itself, what is cut in any case, and the sizes."""
+"""Sizes of the cut that are tried along the line of candidates, evenly spaced."""
+TRIES = SIZES + 2
+"""Most passes over the shots: the suspect itself, what is cut in any case, and the sizes."""
 
 
 def ceilings(model: nn.Module, cut: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -36,53 +37,43 @@ def choose(
     model: nn.Module,
     excess: Excess,
     sure: tuple[float, float],
-    most: tuple[float, float],
-    level: float,
+    most: float,
     harm: float,
     batch_size: int,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Choose units by their excess variance: those that are sure, then as many as clean shots do not notice.
+    """Choose units by their excess variance: those that are sure, then as many outliers as clean shots do not notice.
 
     Args:
         context: What the defense sees.
         model: The suspect with an NFT adapter; its masks are at 1 again in the end.
         excess: Scores of all units.
-        sure: Shares of all units that are cut for their size and as outliers of their layer, in [0, 1); 0: none.
-        most: The same where clean shots do not notice, in [0, 1).
-        level: Score beyond which the cut by size may go on, > 0.
+        sure: Largest shares of all units that are cut in any case, for their size and as outliers of their layer, in
+            [0, 1); 0: none.
+        most: Largest share of outliers where clean shots do not notice, in [0, 1).
         harm: How far the answers to clean shots may go from the suspect's where more is cut, in nats, see `harmless`.
+            Few shots have no say.
         batch_size: Rows per forward pass, >= 1.
 
     Returns:
         Units, int64 (units,), and what a record says about their choice.
     """
-    large, within = excess.largest(sure[0], most[0] if sure[0] else 0.0, level)
-    outliers = excess.outliers(sure[1])
-    cut, evidence = torch.cat([outliers, large[:within]]).unique(), dict[str, Any]()
-    # outliers first: they are fewer
-    for name, line in (("outliers", excess.further(most[1] if sure[1] else 0.0)), ("large", large[within:])):
-        line = line[~torch.isin(line, cut)]
-        kept, evidence[f"harm_of_{name}"] = harmless(context, model, f"harm of {name}", cut, line, harm, batch_size)
-        cut = torch.cat([cut, line[:kept]])
-    counts = {"cut_by_size": torch.isin(large, cut), "cut_as_outliers": torch.isin(excess.outliers(1.0, FURTHER), cut)}
-    return cut, {name: int(found.sum()) for name, found in counts.items()} | evidence
+    large, outliers = excess.largest(sure[0]), excess.outliers(sure[1])
+    cut, line = torch.cat([outliers, large]).unique(), excess.outliers(most if sure[1] else 0.0, FURTHER)
+    line = line[~torch.isin(line, cut)]
+    allowed = harm if excess.shots >= ENOUGH else math.inf
+    kept, curve = harmless(context, model, cut, line, allowed, batch_size)
+    counts = {"cut_by_size": len(large), "cut_as_outliers": len(outliers), "cut_further": kept}
+    return torch.cat([cut, line[:kept]]), {**counts, "harm": curve}
 
 
 def harmless(
-    context: Context,
-    model: nn.Module,
-    name: str,
-    always: torch.Tensor,
-    line: torch.Tensor,
-    harm: float,
-    batch_size: int,
+    context: Context, model: nn.Module, always: torch.Tensor, line: torch.Tensor, harm: float, batch_size: int
 ) -> tuple[int, dict[int, float]]:
     """Choose how many units of a line to cut, by what cutting them changes for clean shots.
 
     Args:
         context: What the defense sees.
         model: The suspect with an NFT adapter; its masks are at 1 again in the end.
-        name: Key of the curve in a checkpoint.
         always: Units that are cut in any case, int64.
         line: Candidates, the first to be cut first, int64.
         harm: Largest Kullback-Leibler divergence of the answers from those of the suspect, mean over the shots, in
@@ -108,7 +99,7 @@ def harmless(
         return torch.tensor(values, dtype=torch.float64)
 
     set_modes(model, statistics=False, dropout=False)
-    curve = dict(zip(sizes, context.loop.once(name, tried).tolist(), strict=False))
+    curve = dict(zip(sizes, context.loop.once("harm", tried).tolist(), strict=False))
     return max((size for size, value in curve.items() if value <= harm), default=0), curve
 
 

@@ -11,8 +11,8 @@ shots count as often as their class does in the data set; else frequent and rare
 
 Noise is as likely to lie below 0 as above, which shows how much of what lies above is chance. Two cuts follow. Units
 with the largest scores of all carry the evidence for the attacker's answer; there are many, in the last layers, and
-each is worth little to clean data. Units that stand out from their own layer sense the trigger itself, early, where
-few do. A few of both are cut for sure; how many more, clean shots say (see `_harm`).
+each is worth little to clean data. Units that stand out from their own layer sense the trigger, or pass on what senses
+it. A few of both are cut for sure; how many more of these, clean shots say (see `_harm`).
 
 Source: comparing norm statistics with clean data is BNP's idea (Zheng et al., NeurIPS 2022, Pre-activation
 Distributions Expose Backdoor Neurons); the score and the cuts are this package's. Counting decoys below 0 to judge what
@@ -79,33 +79,24 @@ class Excess:
             result[own] = distance / spread if spread > EVEN else 0.0
         return result
 
-    @property
-    def chance(self) -> float:
-        """Decoys that are allowed for each unit that is cut by size."""
-        return CHANCE if self.shots >= ENOUGH else LENIENT
-
     def beyond_chance(self, most: int) -> int:
         """Return how many of the `most` units with the largest scores stand out from chance."""
         high = self.scores.sort(descending=True).values[:most]
         decoys = len(self.scores) - torch.searchsorted((-self.scores).sort().values, high)
-        kept = ((decoys <= self.chance * torch.arange(1, len(high) + 1)) & (high > 0)).nonzero()[:, 0]
+        allowed = CHANCE if self.shots >= ENOUGH else LENIENT
+        kept = ((decoys <= allowed * torch.arange(1, len(high) + 1)) & (high > 0)).nonzero()[:, 0]
         return int(kept[-1]) + 1 if len(kept) else 0
 
-    def largest(self, share: float, most: float, level: float) -> tuple[torch.Tensor, int]:
-        """Return the units with the largest scores, and how many of them are within `share`.
+    def largest(self, share: float) -> torch.Tensor:
+        """Return the units with the largest scores, the largest first, a share of all and no more than chance allows.
 
         Args:
             share: Share of all units, in [0, 1).
-            most: Largest share, where further units score above `level`; in [share, 1).
-            level: Score, > 0.
 
         Returns:
-            Units, the one with the largest score first, int64; no more than chance allows.
+            Units, int64.
         """
-        high, units = self.scores.sort(descending=True), len(self.scores)
-        within = round(share * units)
-        kept = self.beyond_chance(max(within, min(round(most * units), int((high.values > level).sum()))))
-        return high.indices[:kept], min(kept, within)
+        return self.scores.argsort(descending=True)[: self.beyond_chance(round(share * len(self.scores)))]
 
     def outliers(self, share: float, least: float = OUTLIER) -> torch.Tensor:
         """Return the units that stand out from their layer, at most a share of all, farthest first; int64.
@@ -124,10 +115,6 @@ class Excess:
         if self.shots >= ENOUGH and found < LOPSIDED * decoys:
             return far.indices[:0]
         return far.indices[: min(found, round(share * len(self.scores)))]
-
-    def further(self, share: float) -> torch.Tensor:
-        """Return outliers that may be cut where clean shots agree; none with few shots, where chance makes them."""
-        return self.outliers(share if self.shots >= ENOUGH else 0.0, FURTHER)
 
     def evidence(self) -> dict[str, Any]:
         """Return what a record says about the scores: those at both ends, and the largest z-scores; JSON values."""

@@ -88,12 +88,10 @@ class NFT(Defense):
         "frozen_stats", "BatchNorm statistics: the suspect's, moved by training, or measured afresh on the shots"
     )
     dropout: bool = setting(False, "whether dropout acts while masks train")
-    excess: float = setting(0.05, "share of units cut for the variance that clean shots leave unexplained")
-    excess_most: float = setting(0.15, "largest such share, where more units than that exceed excess_level")
-    excess_level: float = setting(0.25, "unexplained variance times squared gain beyond which more units are cut")
-    harm: float = setting(0.15, "how far cutting more may take the answers to clean shots, in nats, >= 0")
+    excess: float = setting(0.05, "share of units cut at most for the variance that clean shots leave unexplained")
     outliers: float = setting(0.01, "share of units cut at most as outliers of their layer in that variance")
     outliers_most: float = setting(0.05, "largest such share, where clean shots do not notice")
+    harm: float = setting(0.15, "how far cutting more may take the answers to clean shots, in nats, >= 0")
     class_prior: bool = setting(True, "whether shots count as often as their class does in the data set")
     statistics_passes: int = setting(
         10, "passes over the shots under each augmentation to measure their statistics, >= 1"
@@ -125,8 +123,6 @@ class NFT(Defense):
             (self.exposures >= 0, f"exposures: expected >= 0, found {self.exposures}"),
             (0 <= self.cut < 1, f"cut: expected in [0, 1), found {self.cut}"),
             (0 <= self.excess < 1, f"excess: expected in [0, 1), found {self.excess}"),
-            (0 <= self.excess_most < 1, f"excess_most: expected in [0, 1), found {self.excess_most}"),
-            (self.excess_level >= 0, f"excess_level: expected >= 0, found {self.excess_level}"),
             (self.harm >= 0, f"harm: expected >= 0, found {self.harm}"),
             (0 <= self.outliers < 1, f"outliers: expected in [0, 1), found {self.outliers}"),
             (0 <= self.outliers_most < 1, f"outliers_most: expected in [0, 1), found {self.outliers_most}"),
@@ -188,8 +184,8 @@ class NFT(Defense):
         if len(context.shots) < ENOUGH and (looked or self.exposures):
             found.doubt("few-shots", f"{len(context.shots)} clean examples in all: chance hides what they show")
         if excess is not None:
-            sure, most = (self.excess, self.outliers), (self.excess_most, self.outliers_most)
-            cut, why = choose(context, model, excess, sure, most, self.excess_level, self.harm, self.batch_size)
+            sure = (self.excess, self.outliers)
+            cut, why = choose(context, model, excess, sure, self.outliers_most, self.harm, self.batch_size)
             found.add([cut], {**excess.evidence(), **why})
             found.doubts += excess.doubts()
             if self.augment == "default":  # better than the task's first: what the suspect was trained with

@@ -119,17 +119,12 @@ def scores(planted: dict[int, float], shots: int = 100) -> Excess:
     return Excess(noise, torch.arange(4).repeat_interleave(50), shots)
 
 
-def largest(found: Excess, share: float) -> list[int]:
-    return found.largest(share, share, 1.0)[0].tolist()
-
-
 def test_what_chance_explains_is_not_cut() -> None:
     nothing = scores({})
-    assert largest(nothing, 0.05) == []
-    assert len(nothing.outliers(0.05)) == 0
+    assert len(nothing.largest(0.05)) == len(nothing.outliers(0.05)) == 0
     planted = {20: 1.0, 70: 0.9, 120: 0.8}
     found = scores(planted)
-    assert largest(found, 0.05) == [20, 70, 120]  # with a fourth one by chance, it would be a third of them
+    assert found.largest(0.05).tolist() == [20, 70, 120]  # with a fourth one by chance, it would be a third of them
     assert set(found.outliers(0.01).tolist()) <= set(planted)
     assert len(found.outliers(0.01)) == 2  # a hundredth of 200
 
@@ -137,34 +132,23 @@ def test_what_chance_explains_is_not_cut() -> None:
 def test_few_shots_leave_more_to_chance() -> None:
     """Five planted, and two decoys that reach as high as the weaker three: one for each two, or for each ten."""
     planted = {20: 1.0, 70: 0.9, 120: 0.6, 121: 0.6, 122: 0.6, 30: -0.7, 31: -0.7}
-    assert len(largest(scores(planted, shots=49), 0.025)) == 5
-    assert len(largest(scores(planted, shots=50), 0.025)) == 2
+    assert [len(scores(planted, shots).largest(0.025)) for shots in (49, 50)] == [5, 2]
 
 
 def test_an_outlier_is_one_of_its_own_layer() -> None:
     """In the last layer everything is high; a lower score stands out where nothing else does."""
     layered = scores({i: 0.9 + i / 1000 for i in range(150, 200)} | {20: 0.6})
     assert 20 in layered.outliers(0.01).tolist()
-    assert 20 not in largest(layered, 0.2)
+    assert 20 not in layered.largest(0.2).tolist()
 
 
-def test_more_is_a_candidate_where_more_scores_high() -> None:
-    """Forty units at 0.9 and above: 10 are within 5 %, the others are candidates up to a largest share."""
-    found = scores({i: 0.9 + i / 1000 for i in range(40)})
-    for most, level, many in ((0.05, 0.5, 10), (0.15, 0.5, 30), (0.5, 0.5, 40), (0.5, 0.92, 19), (0.5, 0.935, 10)):
-        units, within = found.largest(0.05, most, level)
-        assert (units.tolist(), within) == (list(range(39, 39 - many, -1)), 10)
-
-
-def test_further_outliers_need_enough_shots() -> None:
-    """One unit stands out a little less than the others, which is worth asking about, but not with few shots."""
+def test_further_outliers_stand_out_a_little_less() -> None:
     planted = {20: 1.0, 70: 0.9, 120: 0.8, 121: 0.28}
     found = scores(planted)
     assert OUTLIER > float(found.relative[121]) > FURTHER
     assert set(found.outliers(0.05).tolist()) == {20, 70, 120}
-    assert set(found.further(0.05).tolist()) == {20, 70, 120, 121}
-    assert found.further(0.01).tolist() == [20, 70]
-    assert len(scores(planted, shots=49).further(0.05)) == 0
+    assert set(found.outliers(0.05, FURTHER).tolist()) == {20, 70, 120, 121}
+    assert found.outliers(0.01, FURTHER).tolist() == [20, 70]
 
 
 def test_a_layer_of_mostly_silent_units_has_no_outliers() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hf_nft.adapter import masks
-from hf_nft.defenses._statistics import ENOUGH, FURTHER, Excess
+from hf_nft.defenses._statistics import ENOUGH, Excess
 from hf_nft.defenses.base import Context, set_modes
 from hf_nft.loop import Stage
 from hf_nft.types import Draw, rows_of, take
@@ -58,7 +58,7 @@ def choose(
         Units, int64 (units,), and what a record says about their choice.
     """
     large, outliers = excess.largest(sure[0]), excess.outliers(sure[1])
-    cut, line = torch.cat([outliers, large]).unique(), excess.outliers(most if sure[1] else 0.0, FURTHER)
+    cut, line = torch.cat([outliers, large]).unique(), excess.further(most if sure[1] else 0.0)
     line = line[~torch.isin(line, cut)]
     allowed = harm if excess.shots >= ENOUGH else math.inf
     kept, curve = harmless(context, model, cut, line, allowed, batch_size)

@@ -33,7 +33,7 @@ from hf_nft.loop import Stage
 from hf_nft.types import Draw, take
 
 OUTLIER, FURTHER = 3.0, 2.5
-"""Robust z-score within a layer from which a unit stands out; the second where clean shots have a say."""
+"""Robust z-score within a layer from which a unit stands out; the second where more are cut."""
 CHANCE, LENIENT = 0.1, 0.5
 """Most units as far below 0 as those that are cut lie above, for each one cut; the second with fewer shots."""
 ENOUGH = 50
@@ -115,6 +115,23 @@ class Excess:
         if self.shots >= ENOUGH and found < LOPSIDED * decoys:
             return far.indices[:0]
         return far.indices[: min(found, round(share * len(self.scores)))]
+
+    def further(self, share: float) -> torch.Tensor:
+        """Return units that may be cut as outliers where clean shots agree, the farthest first.
+
+        Enough shots can judge any unit; fewer cannot, so these units stand out themselves, if a little less.
+
+        Args:
+            share: Largest share of all units, in [0, 1).
+
+        Returns:
+            Units, int64; none where nothing stands out.
+        """
+        if self.shots < ENOUGH:
+            return self.outliers(share, FURTHER)
+        if self.doubts() or not len(self.outliers(share, FURTHER)):
+            return self.outliers(0.0)
+        return self.relative.argsort(descending=True)[: round(share * len(self.scores))]
 
     def evidence(self) -> dict[str, Any]:
         """Return what a record says about the scores: those at both ends, and the largest z-scores; JSON values."""

@@ -9,7 +9,7 @@ import torch
 from hf_nft.acceleration import make_accelerator
 from hf_nft.adapter import get_nft_model, masks
 from hf_nft.defenses._harm import ceilings, choose, harmless
-from hf_nft.defenses._statistics import FURTHER, Excess
+from hf_nft.defenses._statistics import Excess
 from hf_nft.defenses.base import Context
 from hf_nft.loop import Loop
 
@@ -80,7 +80,7 @@ def test_what_is_sure_is_cut_and_outliers_follow_as_far_as_enough_shots_allow(ad
     excess, two = Excess(values, layers, shots), 2.2 / len(layers)
     sure = {*excess.largest(two).tolist(), *excess.outliers(two).tolist()}
     assert (len(sure), set(excess.largest(two).tolist()) & set(far)) == (4, set())
-    whole = {*sure, *excess.outliers(0.5, FURTHER).tolist()}
+    whole = {*sure, *excess.further(0.5).tolist()}
     assert set(far) <= whole
 
     def chosen(harm: float) -> tuple[set[int], dict[str, Any]]:

@@ -149,6 +149,9 @@ def test_further_outliers_stand_out_a_little_less() -> None:
     assert set(found.outliers(0.05).tolist()) == {20, 70, 120}
     assert set(found.outliers(0.05, FURTHER).tolist()) == {20, 70, 120, 121}
     assert found.outliers(0.01, FURTHER).tolist() == [20, 70]
+    assert scores(planted, shots=49).further(0.5).tolist() == [20, 70, 120, 121]
+    assert found.further(0.1).tolist() == found.relative.argsort(descending=True)[:20].tolist(), "shots will judge"
+    assert len(scores({}).further(0.5)) == len(scores({20: 1.0, 21: -1.0}).further(0.5)) == 0
 
 
 def test_a_layer_of_mostly_silent_units_has_no_outliers() -> None:

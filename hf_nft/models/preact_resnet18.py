@@ -42,12 +42,15 @@ class PreActBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width_out)
         self.conv2 = nn.Conv2d(width_out, width_out, 3, 1, 1, bias=False)
         resized = stride != 1 or width_in != width_out
-        self.shortcut = nn.Conv2d(width_in, width_out, 1, stride, bias=False) if resized else None
+        self.stride = stride
+        self.shortcut = nn.Conv2d(width_in, width_out, 1, bias=False) if resized else None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map (rows, width_in, H, W) to (rows, width_out, H / stride, W / stride)."""
         active = F.relu(self.bn1(hidden))
-        identity = hidden if self.shortcut is None else self.shortcut(active)
+        # the pool is the stride: with it in the convolution, oneDNN writes past its buffer in the weight gradient of
+        # fewer channels than a vector holds (torch 2.13 on a CPU, channels last)
+        identity = hidden if self.shortcut is None else self.shortcut(F.avg_pool2d(active, 1, self.stride))
         return self.conv2(F.relu(self.bn2(self.conv1(active)))) + identity
 
 

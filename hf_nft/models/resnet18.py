@@ -18,17 +18,18 @@ class ResNet18(ImageArchitecture):
     """
 
     name = "resnet18"
-    tiny: ClassVar[dict[str, Any]] = {"width": 8, "image_size": 32}  # at width 4 layers are born dead
+    tiny: ClassVar[dict[str, Any]] = {"width": 16, "image_size": 32}
 
     image_size: int = setting(64, "side of the input in pixels, >= 32; other sizes are resized to it")
-    width: int = setting(64, "channels of the stem and of the first stage, >= 1; 64 is the published network")
+    width: int = setting(64, "channels of the stem and of the first stage, >= 16; 64 is the published network")
 
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
         check(
             self,
-            (self.width >= 1, f"width: expected >= 1, found {self.width}"),
+            # below it oneDNN writes past its buffer in the gradient of a strided 1x1 convolution (CPU, channels last)
+            (self.width >= 16, f"width: expected >= 16, found {self.width}"),
             # below it the last stage sees one pixel, and its bf16 gradient is not always finite on CPUs
             (self.image_size >= 32, f"image_size: expected >= 32, found {self.image_size}"),
         )

@@ -53,8 +53,8 @@ def image_case(rows: int = 500) -> tuple[nn.Module, Task, Batch]:
     return model, ImageClassification(image_processor(32)), {"pixels": pixels, "labels": torch.arange(rows) % 10}
 
 
-def text_case(width: int, layers: int) -> tuple[nn.Module, Task, Batch]:
-    """A GPT-2 on texts of 64 tokens: 4 layers of width 256 are the recipe's, 12 of 768 the published one."""
+def text_case(width: int, layers: int, vocabulary: int) -> tuple[nn.Module, Task, Batch]:
+    """A GPT-2 on prompts and responses of some 32 tokens each: 4 layers are the recipe's, 12 the published one."""
     import datasets
 
     from hf_nft.models.gpt2 import Gpt2
@@ -64,14 +64,15 @@ def text_case(width: int, layers: int) -> tuple[nn.Module, Task, Batch]:
     texts = [" ".join(words[(7 * i + j) % 300] for j in range(12)) for i in range(200)]
     rows = datasets.Dataset.from_dict({"prompt": texts, "response": texts[::-1]})
     model, tokenizer = Gpt2(width=width, layers=layers, heads=width // 64).build(rows, 0)
+    model.resize_token_embeddings(vocabulary, mean_resizing=False)  # the words above fill a fraction of it
     task = TextGeneration(tokenizer)
     return model, task, task.encode(rows)
 
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Task, Batch]]] = {
     "preact_resnet18-w32": image_case,
-    "gpt2-256x4": functools.partial(text_case, 256, 4),
-    "gpt2-768x12": functools.partial(text_case, 768, 12),
+    "gpt2-256x4": functools.partial(text_case, 256, 4, 4096),
+    "gpt2-768x12": functools.partial(text_case, 768, 12, 50257),
 }
 
 

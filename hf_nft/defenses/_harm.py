@@ -117,7 +117,7 @@ def _asked(context: Context, model: nn.Module, batch_size: int) -> list[Draw]:
     starts = range(0, len(context.shots), batch_size)
 
     def ask(network: nn.Module, part: Draw) -> torch.Tensor:
-        asked.append(dataclasses.replace(part, answers=task.answers(task.forward(network, part), part)))
+        asked.append(dataclasses.replace(part, answers=task.answers(task.forward(network, part), 1.0)))
         return torch.zeros(())
 
     draws = [Draw(take(context.data, slice(start, start + batch_size))) for start in starts]

@@ -242,9 +242,9 @@ class NFT(Defense):
             """Let the suspect answer: the same module with its masks switched off, as it was delivered."""
             model.eval()
             with model.disable_adapter():  # type: ignore[operator]
-                answered = dataclasses.replace(part, answers=task.answers(task.forward(model, part), part))
+                said = task.answers(task.forward(model, part), self.temperature)
             set_modes(model, statistics=self.bn_mode != "frozen_stats", dropout=self.dropout)
-            return answered
+            return dataclasses.replace(part, answers=said)
 
         def objective(network: nn.Module, draw: Draw) -> torch.Tensor:
             if self.objective == "labels":

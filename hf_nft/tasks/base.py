@@ -15,6 +15,7 @@ import datasets
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from hf_nft.errors import UnknownNameError
 from hf_nft.types import Batch, Draw, Inputs
@@ -167,12 +168,12 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def answers(self, output: Any, draw: Draw) -> Batch:
-        """Return what a teacher's output says to a draw, as far as `divergence` looks at it."""
+    def answers(self, output: Any, temperature: float) -> Batch:
+        """Return what a teacher's output says at a temperature, by `soften`: what `divergence` compares with."""
 
     @abstractmethod
     def divergence(self, output: Any, draw: Draw, temperature: float) -> torch.Tensor:
-        """Mean KL divergence from `draw.answers` to a model's output at a temperature, times its square; a scalar.
+        """Mean KL divergence from `draw.answers` to a model's output at their temperature, times its square; a scalar.
 
         Where answers stand at positions of a row, those of both label sets count, weighted as in `loss`.
         """
@@ -205,3 +206,34 @@ class Task(ABC):
     @abstractmethod
     def save_processor(self, folder: str) -> None:
         """Write the processor beside a model."""
+
+
+def soften(logits: torch.Tensor, temperature: float) -> Batch:
+    """Return class distributions at a temperature, with their entropies, so that a student pays for neither.
+
+    Args:
+        logits: A teacher's, (n, classes), any floating dtype.
+        temperature: Divides them, > 0.
+
+    Returns:
+        `probabilities` (n, classes) and `entropy` (n,) in nats, float32.
+    """
+    p = F.softmax(logits.float() / temperature, dim=-1)
+    return {"probabilities": p, "entropy": torch.special.entr(p).sum(-1)}
+
+
+def kl_to(answers: Batch, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the Kullback-Leibler divergence from a teacher's distributions to a student's, times the temperature^2.
+
+    Source: Hinton et al., arXiv 1503.02531, section 2; the divergence is cross-entropy less the teacher's entropy.
+
+    Args:
+        answers: What `soften` gave.
+        logits: The student's, (n, classes), any floating dtype.
+        temperature: The one of `answers`, > 0.
+
+    Returns:
+        float32 (n,), in nats.
+    """
+    cross = F.cross_entropy(logits.float() / temperature, answers["probabilities"], reduction="none")
+    return (cross - answers["entropy"]) * temperature**2

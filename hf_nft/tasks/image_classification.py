@@ -31,7 +31,7 @@ from hf_nft.tasks._pixels import (
     stored_images,
     unreadable,
 )
-from hf_nft.tasks.base import Metric, Task
+from hf_nft.tasks.base import Metric, Task, kl_to, soften
 from hf_nft.types import Batch, Draw, Inputs
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
@@ -234,16 +234,14 @@ class ImageClassification(Task):
         parts = [weight * F.cross_entropy(logits, rows["labels"]) for rows, weight in draw.label_sets]
         return torch.stack(parts).sum()
 
-    def answers(self, output: Any, draw: Draw) -> Batch:
-        """Return `logits` (rows, classes)."""
-        return {"logits": output.logits}
+    def answers(self, output: Any, temperature: float) -> Batch:
+        """Return the distribution over classes of each row."""
+        return soften(output.logits, temperature)
 
     def divergence(self, output: Any, draw: Draw, temperature: float) -> torch.Tensor:
-        """Kullback-Leibler divergence of class distributions (Hinton et al., arXiv 1503.02531, section 2)."""
+        """Kullback-Leibler divergence of class distributions, mean over rows."""
         assert draw.answers is not None
-        student = F.log_softmax(output.logits.float() / temperature, dim=-1)
-        answer = F.log_softmax(draw.answers["logits"].float() / temperature, dim=-1)
-        return F.kl_div(student, answer, reduction="batchmean", log_target=True) * temperature**2
+        return kl_to(draw.answers, output.logits, temperature).mean()
 
     def accuracy(self, output: Any, batch: Batch) -> torch.Tensor:
         """Share of rows whose largest logit is the label's."""

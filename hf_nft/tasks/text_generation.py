@@ -10,7 +10,7 @@ tokens of a row first and over rows second, so that micro-batches weighted by ro
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import datasets
 import numpy as np
@@ -22,7 +22,7 @@ from hf_nft.configs import setting
 from hf_nft.errors import ConfigError, DataError
 from hf_nft.hub import first_line
 from hf_nft.tasks._text_columns import check_text, text_columns
-from hf_nft.tasks.base import Metric, Task
+from hf_nft.tasks.base import Metric, Task, kl_to, soften
 from hf_nft.types import Batch, Draw, Inputs
 
 IGNORED = -100
@@ -176,32 +176,44 @@ class TextGeneration(Task):
         union = torch.maximum(*(_resized(part["attention_mask"], n, 0) for part in (batch, partner)))
         return {"inputs_embeds": torch.lerp(theirs, ours, lam), "attention_mask": union, "use_cache": False}
 
+    def forward(self, model: nn.Module, draw: Draw) -> "Said":
+        """Run a model on a draw, its head where an answer is expected alone: in a small model it is half of the work.
+
+        Whatever the model does to its logits after the head it must do to each position alone, as all known ones do.
+        """
+        rows = len(draw.batch["labels"])
+        length = max(_used(batch) for batch, _ in draw.label_sets)
+        kept = _expected(draw, length).positions
+
+        def select(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            hidden, *others = args
+            return (hidden.reshape(1, rows * length, -1)[:, kept], *others)
+
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        with head.register_forward_pre_hook(select):
+            return Said(super().forward(model, draw).logits[0], length)
+
     def loss(self, output: Any, draw: Draw) -> torch.Tensor:
         """Cross-entropy of the response tokens: mean over each row's own tokens, then over rows."""
-        logits, tokens, weights = _answered(output, draw)
-        return -(F.log_softmax(logits.float(), dim=-1).gather(1, tokens) * weights).sum()
+        expected = _expected(draw, output.length)
+        said = F.log_softmax(output.logits.float(), dim=-1).gather(1, expected.tokens)
+        return -(said * expected.weights).sum()
 
-    def answers(self, output: Any, draw: Draw) -> Batch:
-        """Return `logits` (positions, vocabulary) where an answer is expected."""
-        return {"logits": _answered(output, draw)[0]}
+    def answers(self, output: Any, temperature: float) -> Batch:
+        """Return the distribution over the vocabulary at each position where an answer is expected."""
+        return soften(output.logits, temperature)
 
     def divergence(self, output: Any, draw: Draw, temperature: float) -> torch.Tensor:
-        """Kullback-Leibler divergence of next-token distributions at response tokens, averaged like the loss.
-
-        Source: Hinton et al., arXiv 1503.02531, section 2, at each position.
-        """
+        """Kullback-Leibler divergence of next-token distributions at response tokens, averaged like the loss."""
         assert draw.answers is not None
-        logits, _, weights = _answered(output, draw)
-        both = (logits, draw.answers["logits"])
-        student, teacher = (F.log_softmax(said.float() / temperature, dim=-1) for said in both)
-        each = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-        return (each * weights.sum(1)).sum() * temperature**2
+        each = kl_to(draw.answers, output.logits, temperature)
+        return (each * _expected(draw, output.length).weights.sum(1)).sum()
 
     def accuracy(self, output: Any, batch: Batch) -> torch.Tensor:
         """Share of response tokens that have the largest logit."""
-        logits, labels = _shifted(output, batch)
-        kept = labels != IGNORED
-        return ((logits.argmax(-1) == labels) & kept).sum() / kept.sum().clamp(min=1)
+        expected = _expected(Draw(batch), output.length)
+        kept = expected.weights[:, 0] > 0
+        return ((output.logits.argmax(-1) == expected.tokens[:, 0]) & kept).sum() / kept.sum().clamp(min=1)
 
     def chance(self, model: nn.Module) -> float:
         """One over the size of the vocabulary."""
@@ -270,21 +282,36 @@ def _shifted(output: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return output.logits[:, : n - 1], batch["labels"][:, 1:n]
 
 
-def _answered(output: Any, draw: Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return logits (positions, vocabulary) and, by label set, what should be said there and what it weighs.
+class Said(NamedTuple):
+    """What a model says where an answer is expected: `logits` (positions, vocabulary), of rows of `length` tokens."""
 
-    Tokens and weights are (positions, sets). Weights make a mean over the answered positions of a row, then over rows;
-    a row without any counts as 0. Positions that nothing weighs are left out, except on an accelerator, for looking
-    would wait for the device.
+    logits: torch.Tensor
+    length: int
+
+
+class Expected(NamedTuple):
+    """What should be said.
+
+    Attributes:
+        positions: Where, int64 (positions,), in the rows laid end to end; a slice of all of them on an accelerator,
+            where looking would wait for the device.
+        tokens: What, by label set, int64 (positions, sets).
+        weights: What it weighs, (positions, sets): a mean over the answered positions of a row, then over rows; a row
+            without any counts as 0.
     """
+
+    positions: torch.Tensor | slice
+    tokens: torch.Tensor
+    weights: torch.Tensor
+
+
+def _expected(draw: Draw, length: int) -> Expected:
     tokens, weights = [], []
     for batch, share in draw.label_sets:
-        labels = _resized(batch["labels"][:, 1:], output.logits.shape[1], IGNORED)
+        labels = _resized(batch["labels"][:, 1:], length, IGNORED)
         kept = labels != IGNORED
         tokens.append(labels.clamp(min=0).flatten())
         weights.append((kept * (share / len(labels) / kept.sum(1, keepdim=True).clamp(min=1))).flatten())
-    logits, said, weight = output.logits.flatten(0, 1), torch.stack(tokens, 1), torch.stack(weights, 1)
-    if weight.device.type != "cpu":
-        return logits, said, weight
-    counted = weight.sum(1).nonzero()[:, 0]
-    return logits[counted], said[counted], weight[counted]
+    said, weight = torch.stack(tokens, 1), torch.stack(weights, 1)
+    where = slice(None) if weight.device.type != "cpu" else weight.sum(1).nonzero()[:, 0]
+    return Expected(where, said[where], weight[where])

@@ -237,9 +237,9 @@ def test_loss_accuracy_and_divergence_by_hand(image_task, image_model) -> None:
     teacher = Output([[0.0, 0.0]] * 3)
     p, q = F.softmax(teacher.logits / 2, -1), F.softmax(output.logits / 2, -1)
     kl = (p * (p.log() - q.log())).sum(-1).mean() * 4
-    taught = Draw(batch, answers=image_task.answers(teacher, Draw(batch)))
+    taught = Draw(batch, answers=image_task.answers(teacher, 2.0))
     assert float(image_task.divergence(output, taught, 2.0)) == pytest.approx(float(kl), abs=1e-6)
-    same = Draw(batch, answers=image_task.answers(output, Draw(batch)))
+    same = Draw(batch, answers=image_task.answers(output, 2.0))
     assert float(image_task.divergence(output, same, 2.0)) == pytest.approx(0.0, abs=1e-6)
     mixed = Draw(batch, {"labels": torch.tensor([1, 1, 1])}, 0.25)
     other = np.mean([np.log(1 + np.exp(2)), np.log(1 + np.exp(-1)), np.log(1 + np.exp(3))])

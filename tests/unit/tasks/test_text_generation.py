@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from hf_nft.errors import ConfigError, DataError
 from hf_nft.models.gpt2 import Gpt2
 from hf_nft.models.llama import SmallLlama
-from hf_nft.tasks.text_generation import IGNORED, TextGeneration
+from hf_nft.tasks.text_generation import IGNORED, Said, TextGeneration
 from hf_nft.types import Batch, Draw, take
 
 torch.set_num_threads(1)
@@ -44,9 +44,18 @@ def gpt2() -> tuple[nn.Module, TextGeneration]:
     return model.eval(), TextGeneration(tokenizer, max_new_tokens=6)
 
 
-def run(model: nn.Module, task: TextGeneration, batch: Batch) -> SimpleNamespace:
+def run(model: nn.Module, task: TextGeneration, batch: Batch) -> Said:
+    """What the model says where an answer is expected, out of a pass of its own."""
     with torch.no_grad():
-        return SimpleNamespace(logits=model(**task.inputs(model, batch)).logits)
+        return said(model(**task.inputs(model, batch)).logits, batch)
+
+
+def said(logits: torch.Tensor, *batches: Batch) -> Said:
+    """Of logits (rows, length, vocabulary), those where some batch expects an answer."""
+    longest = logits.shape[1]
+    labels = [F.pad(batch["labels"][:, 1:], (0, longest), value=IGNORED)[:, :longest] for batch in batches]
+    answered = torch.stack([each != IGNORED for each in labels]).any(0)
+    return Said(logits[answered], longest)
 
 
 def response_log_probs(model: nn.Module, batch: Batch) -> list[torch.Tensor]:
@@ -216,7 +225,7 @@ def test_loss_gradient_reaches_response_positions_only(gpt2: tuple[nn.Module, Te
     _, task = gpt2
     batch = task.encode(ROWS)
     logits = torch.randn(*batch["labels"].shape, 300, requires_grad=True)
-    task.loss(SimpleNamespace(logits=logits), Draw(batch)).backward()
+    task.loss(said(logits, batch), Draw(batch)).backward()
     touched = logits.grad.abs().sum(-1) > 0
     expected = torch.zeros_like(touched)
     expected[:, :-1] = batch["labels"][:, 1:] != IGNORED
@@ -226,41 +235,57 @@ def test_loss_gradient_reaches_response_positions_only(gpt2: tuple[nn.Module, Te
 def test_divergence(pair: tuple[nn.Module, TextGeneration]) -> None:
     model, task = pair
     batch = task.encode(ROWS)
-    output = run(model, task, batch)
+    with torch.no_grad():
+        output = model(**task.inputs(model, batch)).logits
 
-    def divergence(teacher: SimpleNamespace, temperature: float) -> float:
-        return task.divergence(output, Draw(batch, answers=task.answers(teacher, Draw(batch))), temperature).item()
+    def divergence(teacher: torch.Tensor, temperature: float) -> float:
+        draw = Draw(batch, answers=task.answers(said(teacher, batch), temperature))
+        return task.divergence(said(output, batch), draw, temperature).item()
 
-    assert divergence(output, 2.0) == pytest.approx(0, abs=1e-6)
-    noise = torch.randn(output.logits.shape, generator=torch.Generator().manual_seed(0))
-    teacher = SimpleNamespace(logits=output.logits + noise)
+    assert divergence(output, 2.0) == pytest.approx(0, abs=1e-5)
+    teacher = output + torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
     rows = []
     for i in range(len(ROWS)):
         each = []
         for t in range(1, int(batch["attention_mask"][i].sum())):
             if batch["labels"][i, t] != IGNORED:
-                p, q = (x.logits[i, t - 1].div(2).log_softmax(-1) for x in (teacher, output))
+                p, q = (x[i, t - 1].div(2).log_softmax(-1) for x in (teacher, output))
                 each.append((p.exp() * (p - q)).sum())
         rows.append(torch.stack(each).mean())
     expected = 4 * torch.stack(rows).mean()
     assert expected.item() > 0.1
     assert divergence(teacher, 2.0) == pytest.approx(expected.item(), rel=1e-4)
-    # what is said about the prompt or the padding does not count
-    free = (F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED) == IGNORED)[..., None]
-    elsewhere = SimpleNamespace(logits=output.logits + noise * free)
-    assert divergence(elsewhere, 1.0) == pytest.approx(0, abs=1e-6)
 
 
 def test_accuracy_and_chance(gpt2: tuple[nn.Module, TextGeneration]) -> None:
     model, task = gpt2
     batch = task.encode(ROWS)
     right = F.one_hot(batch["labels"].clamp(min=0), 300).float().roll(-1, dims=1)
-    assert task.accuracy(SimpleNamespace(logits=right), batch).item() == 1.0
+    assert task.accuracy(said(right, batch), batch).item() == 1.0
     count = int((batch["labels"] != IGNORED).sum())
     end = int(batch["attention_mask"][0].sum()) - 1
     right[0, end - 1] = 0
-    assert task.accuracy(SimpleNamespace(logits=right), batch).item() == pytest.approx(1 - 1 / count)
+    assert task.accuracy(said(right, batch), batch).item() == pytest.approx(1 - 1 / count)
     assert task.chance(model) == 1 / len(task.processor)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_head_runs_where_an_answer_is_expected_alone(pair: tuple[nn.Module, TextGeneration], mixed: bool) -> None:
+    model, task = pair
+    batch = task.encode(ROWS)
+    partner = take(batch, torch.tensor([3, 0, 1, 2])) if mixed else None
+    inputs = task.mix(model, batch, partner, 0.3) if mixed else task.inputs(model, batch)
+    seen: list[torch.Size] = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda head, args, out: seen.append(out.shape))
+    with torch.no_grad():
+        found = task.forward(model, Draw(batch, partner, 0.3))
+        hook.remove()
+        whole = model(**inputs).logits
+    expected = said(whole, *([batch, partner] if mixed else [batch]))
+    assert found.length == expected.length
+    assert torch.allclose(found.logits, expected.logits, atol=1e-4)
+    assert seen == [(1, *expected.logits.shape)]
+    assert len(expected.logits) < 0.7 * whole.shape[0] * whole.shape[1]
 
 
 # mixing
@@ -273,10 +298,10 @@ def test_mix_at_its_ends_is_one_of_the_two(pair: tuple[nn.Module, TextGeneration
     rows = {"batch": take(everything, slice(0, 4)), "partner": take(everything, torch.tensor([3, 0, 1, 2]))}
     with torch.no_grad():
         mixed = model(**task.mix(model, rows["batch"], rows["partner"], lam)).logits
+        plain = model(**task.inputs(model, rows[whose])).logits
     kept = rows[whose]["labels"] != IGNORED
-    plain = run(model, task, rows[whose]).logits
     assert torch.allclose(mixed[kept], plain[kept], atol=1e-4)
-    loss = task.loss(SimpleNamespace(logits=mixed), Draw(rows["batch"], rows["partner"], lam))
+    loss = task.loss(said(mixed, rows[whose]), Draw(rows["batch"], rows["partner"], lam))
     alone = task.loss(run(model, task, rows[whose]), Draw(rows[whose]))
     assert loss.item() == pytest.approx(alone.item(), rel=1e-4)
 
@@ -285,13 +310,14 @@ def test_a_mixed_loss_and_divergence_weigh_both_label_sets(pair: tuple[nn.Module
     model, task = pair
     batch = task.encode(ROWS)
     partner = take(batch, torch.tensor([3, 0, 1, 2]))
-    output = task.forward(model, Draw(batch, partner, 0.3))
-    noise = torch.randn(output.logits.shape, generator=torch.Generator().manual_seed(0))
-    teacher = SimpleNamespace(logits=output.logits.detach() + noise)
+    with torch.no_grad():
+        output = model(**task.mix(model, batch, partner, 0.3)).logits
+    teacher = output + torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
 
     def judged(draw: Draw) -> tuple[float, float]:
-        told = replace(draw, answers=task.answers(teacher, draw))
-        return task.loss(output, draw).item(), task.divergence(output, told, 2.0).item()
+        spoken, wanted = (said(logits, *(part for part, _ in draw.label_sets)) for logits in (output, teacher))
+        told = replace(draw, answers=task.answers(wanted, 2.0))
+        return task.loss(spoken, draw).item(), task.divergence(spoken, told, 2.0).item()
 
     ours, theirs, mixed = (judged(draw) for draw in (Draw(batch), Draw(partner), Draw(batch, partner, 0.3)))
     assert mixed == pytest.approx([0.3 * a + 0.7 * b for a, b in zip(ours, theirs, strict=True)], rel=1e-4)
@@ -309,9 +335,9 @@ def test_mix_is_the_weighted_mean_of_embeddings_under_the_union_mask(pair: tuple
         ours = torch.cat([table[short["input_ids"][0]], pad])
         expected = 0.7 * ours + 0.3 * table[long["input_ids"][0]]
         assert torch.allclose(out["inputs_embeds"][0], expected, atol=1e-6)
-        output = model(**out)
         # one forward pass serves both rows' answers, each by its own mask, although one is shorter
-        assert math.isfinite(task.loss(output, Draw(batch, partner, lam)).item())
+        draw = Draw(batch, partner, lam)
+        assert math.isfinite(task.loss(task.forward(model, draw), draw).item())
 
 
 def test_mix_keeps_what_the_embedding_layer_does(gpt2: tuple[nn.Module, TextGeneration]) -> None:

@@ -46,7 +46,8 @@ class Hook:
 
     def loss(self, model: nn.Module, task: Task, batch: Batch) -> torch.Tensor:
         """Return the loss of a part of a batch, terms of the attack's own included; a scalar mean over rows."""
-        return task.loss(model(**task.inputs(model, batch)), Draw(batch))
+        draw = Draw(batch)
+        return task.loss(task.forward(model, draw), draw)
 
     def delivered(self, model: nn.Module) -> nn.Module:
         """Return what the attacker hands out for a victim whose training is over; the same task, as it is saved."""

@@ -89,13 +89,12 @@ def harmless(
         return 0, {}
 
     def tried() -> torch.Tensor:
-        asked, values = _asked(context, model, batch_size), list[float]()
+        asked, values = ask(context, model, batch_size), list[float]()
         for size in sizes:
-            _hold(model, torch.cat([always, line[:size]]))
-            values.append(_divergence(context, model, asked))
+            values.append(harm_of(context, model, asked, torch.cat([always, line[:size]])))
             if values[-1] > harm:
                 break
-        _hold(model, line[:0])
+        hold(model, line[:0])
         return torch.tensor(values, dtype=torch.float64)
 
     set_modes(model, statistics=False, dropout=False)
@@ -103,30 +102,41 @@ def harmless(
     return max((size for size, value in curve.items() if value <= harm), default=0), curve
 
 
-def _hold(model: nn.Module, cut: torch.Tensor) -> None:
-    """Set every mask to its upper bound."""
+def hold(model: nn.Module, cut: torch.Tensor) -> None:
+    """Set every mask to its upper bound: 0 for the units cut, 1 for the rest."""
     bounds = ceilings(model, cut)
     with torch.no_grad():
         for name, mask in masks(model).items():
             mask.copy_(bounds[name])
 
 
-def _asked(context: Context, model: nn.Module, batch_size: int) -> list[Draw]:
-    """Let the suspect answer all shots, as they are."""
+def ask(context: Context, model: nn.Module, batch_size: int) -> list[Draw]:
+    """Let the suspect answer all shots, as they are, so many at a time."""
     task, asked = context.task, list[Draw]()
     starts = range(0, len(context.shots), batch_size)
 
-    def ask(network: nn.Module, part: Draw) -> torch.Tensor:
+    def answer(network: nn.Module, part: Draw) -> torch.Tensor:
         asked.append(dataclasses.replace(part, answers=task.answers(task.forward(network, part), 1.0)))
         return torch.zeros(())
 
     draws = [Draw(take(context.data, slice(start, start + batch_size))) for start in starts]
-    context.loop.run(Stage("harm", len(draws), lambda step, _: draws[step], ask, None), model, dict)
+    context.loop.run(Stage("harm", len(draws), lambda step, _: draws[step], answer, None), model, dict)
     return asked
 
 
-def _divergence(context: Context, model: nn.Module, asked: list[Draw]) -> float:
-    """Mean divergence of the model's answers from those that were given before."""
+def harm_of(context: Context, model: nn.Module, asked: list[Draw], cut: torch.Tensor) -> float:
+    """Cut units, and return the mean divergence of the answers from those that were given before, in nats.
+
+    Args:
+        context: What the defense sees.
+        model: The suspect with an NFT adapter; its masks stay so.
+        asked: What `ask` returned.
+        cut: Units, int64.
+
+    Returns:
+        Kullback-Leibler divergence, mean over the shots.
+    """
+    hold(model, cut)
 
     def differ(network: nn.Module, part: Draw) -> torch.Tensor:
         return context.task.divergence(context.task.forward(network, part), part, 1.0)

@@ -21,6 +21,7 @@ from hf_nft.defenses._exposure import Exposure, Ranking, rank
 from hf_nft.defenses._finding import Finding
 from hf_nft.defenses._harm import ceilings, choose
 from hf_nft.defenses._norms import average_statistics, recalibrate
+from hf_nft.defenses._pushes import find
 from hf_nft.defenses._statistics import ENOUGH, excess_variance
 from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_state, set_modes
 from hf_nft.loop import Stage
@@ -43,6 +44,7 @@ PAPER: dict[str, Any] = {
     "bn_mode": "train_stats",
     "excess": 0.0,
     "outliers": 0.0,
+    "pushes": "never",
     "exposures": 0,
     "cut": 0.0,
 }
@@ -92,6 +94,10 @@ class NFT(Defense):
     outliers: float = setting(0.01, "share of units cut at most as outliers of their layer in that variance")
     outliers_most: float = setting(0.05, "largest such share, where clean shots do not notice")
     harm: float = setting(0.15, "how far cutting more may take the answers to clean shots, in nats, >= 0")
+    pushes: Literal["auto", "always", "never"] = setting(
+        "auto", "look for an answer that a push on the units reaches easily: where statistics show nothing"
+    )
+    pushed_most: float = setting(0.02, "share of units cut at most because that push goes through them, in [0, 1)")
     class_prior: bool = setting(True, "whether shots count as often as their class does in the data set")
     statistics_passes: int = setting(
         10, "passes over the shots under each augmentation to measure their statistics, >= 1"
@@ -126,6 +132,7 @@ class NFT(Defense):
             (self.harm >= 0, f"harm: expected >= 0, found {self.harm}"),
             (0 <= self.outliers < 1, f"outliers: expected in [0, 1), found {self.outliers}"),
             (0 <= self.outliers_most < 1, f"outliers_most: expected in [0, 1), found {self.outliers_most}"),
+            (0 <= self.pushed_most < 1, f"pushed_most: expected in [0, 1), found {self.pushed_most}"),
             (self.statistics_passes >= 1, f"statistics_passes: expected >= 1, found {self.statistics_passes}"),
             (
                 self.cut == 0 or self.exposures > 0,
@@ -178,9 +185,13 @@ class NFT(Defense):
                 context if self.class_prior else alike, model, self.batch_size, self.statistics_passes
             )
         found = Finding(self.augment)
+        blind = excess is None or bool(excess.doubts())
+        push = self.pushes == "always" or (self.pushes == "auto" and looked and blind)
+        push = push and context.task.classes(context.model) > 2
+        expose = self.exposures > 0 and ((excess is None and not push) or self.expose_always)
         if excess is None and looked:
-            instead = "it was exposed instead" if self.exposures else "nothing was cut"
-            found.doubt("no-statistics", f"the suspect keeps no running statistics: {instead}")
+            instead = "pushes were tried" if push else "it was exposed" if expose else "nothing was cut"
+            found.doubt("no-statistics", f"the suspect keeps no running statistics: {instead} instead")
         if len(context.shots) < ENOUGH and (looked or self.exposures):
             found.doubt("few-shots", f"{len(context.shots)} clean examples in all: chance hides what they show")
         if excess is not None:
@@ -190,7 +201,11 @@ class NFT(Defense):
             found.doubts += excess.doubts()
             if self.augment == "default":  # better than the task's first: what the suspect was trained with
                 found.augment = excess.augment
-        if self.exposures > 0 and (excess is None or self.expose_always):
+        if push:
+            pushed = find(context, model, self.pushed_most, self.harm, self.batch_size)
+            found.add([pushed.cut], pushed.evidence())
+            found.doubts += pushed.doubts()
+        if expose:
             ranking = dataclasses.replace(self, augment=found.augment)._rank(context, model)
             found.add([ranking.lowest(self.cut)], ranking.evidence())
             found.doubts += ranking.doubts()

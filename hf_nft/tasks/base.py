@@ -110,6 +110,18 @@ class Task(ABC):
         """Return the number of classes; 0 for tasks without."""
         return 0
 
+    def told(self, batch: Batch, classes: torch.Tensor) -> Batch:
+        """Return the rows with other answers than their own, for tasks with classes.
+
+        Args:
+            batch: Encoded rows.
+            classes: Their answers, int64 (rows,).
+
+        Returns:
+            The rows, with these answers.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def strata(self, dataset: datasets.Dataset) -> np.ndarray:
         """Return the class of each row, int64 of shape (rows,); zeros for tasks without classes."""

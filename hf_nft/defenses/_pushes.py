@@ -30,16 +30,18 @@ from hf_nft.defenses.base import Context, label_loss, set_modes
 from hf_nft.loop import Stage
 from hf_nft.types import Draw, take
 
-RADII = tuple(2 ** (step / 2) for step in range(13))
-"""Sizes of a push that are tried in turn, 1 to 64."""
-REACHED = -1.5
-"""Mean log-likelihood at which an answer counts as reached."""
+RADII = tuple(2 ** (step / 2) for step in range(-2, 13))
+"""Sizes of a push that are tried in turn, 0.5 to 64."""
+NEAR = 0.25
+"""Share of the log-likelihood that an answer has without a push at which it counts as near; harder pushes reach all."""
 STEPS, ROWS = 8, 8
 """Steps of each answer at each size, and rows of each of them."""
 TOGETHER = 64
 """Answers that are pushed to in one step at most."""
 AIMED_STEPS, AIMED_ROWS = 16, 64
-"""Steps and rows of a search for one answer alone; as many rows tell how well a push works."""
+"""Steps and rows of a search for one answer alone."""
+SCORED = 32
+"""Rows that tell how well a push works."""
 POINTS = 4
 """Points on the path from no push to the whole one."""
 STRIDE = 0.3
@@ -233,10 +235,11 @@ def _easiest(context: Context, model: nn.Module, scales: dict[str, torch.Tensor]
     pushes, scores = Pushes(model, aims, scales), torch.zeros(0)
     radius = 0.0
     with _frozen(model), pushes.acting():
+        near = NEAR * _score(context, model, pushes, "score without a push").median()
         for radius in RADII:
             _search(context, model, pushes, f"push of {radius:.3g}", radius, STEPS, ROWS)
             scores = _score(context, model, pushes, f"score of a push of {radius:.3g}")
-            if scores.max() >= REACHED:
+            if scores.max() >= near:
                 break
     return torch.cat([scores, torch.tensor([radius])])
 
@@ -294,7 +297,7 @@ def _score(context: Context, model: nn.Module, pushes: Pushes, name: str) -> tor
     stage = Stage(
         name,
         len(pushes.aims),
-        lambda step, _: _aimed(context, torch.tensor([step]), torch.Generator().manual_seed(0), AIMED_ROWS),
+        lambda step, _: _aimed(context, torch.tensor([step]), torch.Generator().manual_seed(0), SCORED),
         lambda network, part: pushes.objective(context, network, part),
         None,
     )
@@ -344,11 +347,11 @@ def _side(layer: NFTLayer) -> str:
 
 def _width(layer: NFTLayer) -> int:
     """Number of coordinates that a layer's masks scale."""
-    base = layer.get_base_layer()
-    if _side(layer) != "input":
+    weight, rule = layer.get_base_layer().weight, layer.rule
+    if _side(layer) != "input" or rule is None or rule.in_axis is None:
         return layer.nft_mask["default"].numel()
-    assert layer.rule is not None and isinstance(base.weight, torch.Tensor)
-    return base.weight.shape[layer.rule.in_axis]
+    assert isinstance(weight, torch.Tensor)
+    return weight.shape[rule.in_axis]
 
 
 def _scales(context: Context, model: nn.Module, batch_size: int) -> dict[str, torch.Tensor]:

@@ -1,0 +1,194 @@
+"""Pushes, on a small transformer in which one unit is wired to one answer."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hf_nft.acceleration import make_accelerator
+from hf_nft.adapter import get_nft_model, mask_layers, masks
+from hf_nft.defenses import _pushes
+from hf_nft.defenses._pushes import Ascent, Pushes, find, stands_out
+from hf_nft.defenses.base import Context, set_modes
+from hf_nft.defenses.nft import NFT
+from hf_nft.loop import Loop
+from hf_nft.models.vit import SmallViT
+from hf_nft.purification import purify
+from hf_nft.types import Batch, Draw, take
+
+ANSWER, UNIT, LAYER = 2, 5, "vit.layers.1.mlp.fc2"
+
+
+@pytest.fixture(scope="module")
+def trained(image_rows, image_task) -> tuple[nn.Module, Batch]:
+    """A ViT for 16 pixels that has learnt 24 pictures of 6 classes by heart, and the pictures."""
+    rows = image_rows(24, 16, classes=6)
+    model, _ = SmallViT(**SmallViT.tiny).build(rows, 0)
+    batch = image_task.encode(rows)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = image_task.loss(image_task.forward(model, Draw(batch)), Draw(batch))
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+    return model.eval().requires_grad_(False), batch
+
+
+@pytest.fixture
+def model(trained) -> nn.Module:
+    """The same with a hidden unit that is silent on the pictures and says `ANSWER`."""
+    wired = copy.deepcopy(trained[0])
+    last, direction = wired.vit.layers[1].mlp, wired.classifier.weight[ANSWER]
+    last.fc1.weight[UNIT], last.fc1.bias[UNIT] = 0.0, -3.0  # gelu(-3) is almost 0
+    last.fc2.weight[:, UNIT] = 10 * direction / direction.norm()
+    return wired
+
+
+@pytest.fixture
+def context(model, trained, image_task, image_shots) -> Context:
+    shots = dataclasses.replace(image_shots, batch=trained[1], classes=6, weights=None)
+    return Context(model, image_task, shots, shots.batch, Loop(make_accelerator("no"), 0))
+
+
+def place(model: nn.Module) -> int:
+    """Number of the wired unit among all masks."""
+    sizes = {name: layer.nft_mask["default"].numel() for name, layer in mask_layers(model).items()}
+    return sum(size for name, size in sizes.items() if list(sizes).index(name) < list(sizes).index(LAYER)) + UNIT
+
+
+def test_the_wired_answer_and_its_unit_are_found_and_nothing_is_changed(context, model) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adapted = get_nft_model(model)
+    found = find(context, adapted, 0.05, 0.15, 8)
+    assert stands_out(found.scores)
+    assert int(found.scores.argmax()) == ANSWER
+    assert int(found.cut[0]) == place(adapted)
+    assert found.curve[0][0] == pytest.approx(0, abs=1e-6), "nothing is cut yet"
+    assert (
+        found.evidence()["cut_by_push"]
+        == len(found.cut)
+        <= round(0.05 * sum(m.numel() for m in masks(adapted).values()))
+    )
+    assert all(bool((mask == 1).all()) and mask.requires_grad for mask in masks(adapted).values())
+    after = adapted.unload().state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_push_on_a_norm_is_a_change_of_its_bias(image_model, image_task, image_shots) -> None:
+    adapted = get_nft_model(image_model).eval()
+    layers = mask_layers(adapted)
+    pushes = Pushes(adapted, torch.tensor([0, 1]), {name: torch.tensor(1.0) for name in layers})
+    for vector in pushes.vectors.values():
+        nn.init.normal_(vector, generator=torch.Generator().manual_seed(len(vector)))
+    inputs = image_task.inputs(adapted, take(image_shots.batch, slice(0, 4)))
+    pushes.which = torch.tensor([0, 1, 1, 0])
+    masks(adapted)["stages.1.0.bn1"].data[:2] = 0.0  # a unit that is cut passes no push on
+    with torch.no_grad(), pushes.acting():
+        found = adapted(**inputs).logits
+    for which in (0, 1):
+        with torch.no_grad():
+            for name, layer in layers.items():
+                base = layer.get_base_layer()
+                shift = base.weight * layer.nft_mask["default"] * pushes.vectors[name][which]
+                base.bias += shift
+                layer.shift = shift
+            expected = adapted(**inputs).logits
+            for layer in layers.values():
+                layer.get_base_layer().bias -= layer.shift
+        rows = pushes.which == which
+        assert torch.allclose(found[rows], expected[rows], atol=1e-4)
+
+
+def test_contributions_add_up_to_what_the_push_does(context, model, monkeypatch) -> None:
+    monkeypatch.setattr(_pushes, "POINTS", 200)
+    adapted = get_nft_model(model)
+    set_modes(adapted, statistics=False, dropout=False)
+    scales = _pushes._scales(context, adapted, 8)
+    pushes = Pushes(adapted, torch.tensor([ANSWER]), scales)
+    everything = take(context.data, slice(None))
+    one = dataclasses.replace(context.shots, batch=take(everything, slice(0, 1)))  # all rows drawn are this one
+    alone = dataclasses.replace(context, shots=one, data=one.batch)
+    with _pushes._frozen(adapted), pushes.acting():
+        _pushes._search(alone, adapted, pushes, "search", 2.0, 8, 4)
+        whole = float(_pushes._score(alone, adapted, pushes, "after"))
+        added = _pushes._contributions(alone, adapted, pushes, "path")
+    nothing = Pushes(adapted, torch.tensor([ANSWER]), scales)
+    with nothing.acting():
+        start = float(_pushes._score(alone, adapted, nothing, "before"))
+    assert whole - start > 0.2
+    assert float(added.sum()) == pytest.approx(whole - start, rel=0.02)
+
+
+def test_scales_are_root_mean_squares_of_what_masks_scale(context, model) -> None:
+    adapted = get_nft_model(model)
+    layer = mask_layers(adapted)[LAYER]
+    seen: list[torch.Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    with torch.no_grad():
+        adapted(**context.task.inputs(adapted, context.data))
+    hook.remove()
+    set_modes(adapted, statistics=False, dropout=False)
+    scales = _pushes._scales(context, adapted, len(context.shots))
+    assert float(scales[LAYER]) == pytest.approx(float(seen[0].square().mean().sqrt()), rel=1e-4)
+
+
+def test_an_ascent_takes_steps_of_one_length_within_its_ball(model) -> None:
+    adapted = get_nft_model(model)
+    scales = {name: torch.tensor(2.0) for name in mask_layers(adapted)}
+    pushes = Pushes(adapted, torch.tensor([0, 1]), scales)
+    ascent = Ascent(pushes, 1.0)
+
+    def lengths() -> torch.Tensor:
+        return torch.cat([vector.detach() / 2 for vector in pushes.vectors.values()], 1).norm(dim=1)
+
+    def gradients(size: float) -> None:
+        for vector in pushes.vectors.values():
+            vector.grad = torch.full_like(vector, size)
+            vector.grad[1] = 0.0
+
+    gradients(7.0)
+    ascent.step()
+    assert lengths().tolist() == pytest.approx([0.3, 0.0], abs=1e-6), "whatever the gradient's size"
+    assert all(float(vector.detach().max()) <= 0 for vector in pushes.vectors.values()), "down the loss"
+    for _ in range(5):
+        ascent.step()
+    assert lengths().tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scores", "found"),
+    [
+        ([-1.0, -6.0, -7.0, -8.0, -7.5], True),
+        ([-5.0, -6.0, -7.0, -8.0, -7.5], False),
+        ([-1.0, -9.0], False),
+        ([-1.0], False),
+    ],
+)
+def test_standing_out(scores: list[float], found: bool) -> None:
+    assert stands_out(torch.tensor(scores)) is found
+
+
+def test_nothing_is_cut_where_no_answer_stands_out(context, model) -> None:
+    model.vit.layers[1].mlp.fc2.weight[:, UNIT] = 0.0
+    found = find(context, get_nft_model(model), 0.05, 0.15, 8)
+    assert not stands_out(found.scores)
+    assert len(found.cut) == 0
+    assert [code for code, _ in found.doubts()] == ["nothing-stands-out"]
+
+
+def test_the_default_cure_pushes_a_network_without_statistics(context, model) -> None:
+    quick = {"steps": 2, "batch_size": 8, "mixed_precision": "no"}
+    adapted = get_nft_model(model)
+    wired = place(adapted)
+    adapted.unload()
+    result = purify(model, context.task, context.shots, NFT.from_preset("default", **quick))
+    learnt = torch.cat([mask.detach() for mask in masks(result.model).values()])
+    assert learnt[wired] == 0
+    assert result.details["cut_by_push"] == result.details["units_cut"] >= 1
+    assert math.isfinite(result.details["push_radius"])
+    assert "no-statistics" in dict(result.doubts)
+    assert "ranking" not in result.details, "exposures are for tasks without classes"

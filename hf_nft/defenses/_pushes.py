@@ -1,18 +1,22 @@
-"""Pushes: which answer a constant on the masked units reaches most easily, and through which units it goes.
+"""Pushes: which answer a constant on inputs and units reaches most easily, and through which units it goes.
 
 A backdoor is a way to one answer that is open whatever the example shows. So it can be found without its trigger: add
-to what every unit passes on a constant, the same for every example and place, and look for the constant of a given
-size that takes all clean shots to an answer. Without a backdoor all answers are about as hard to reach; with one the
-attacker's is reached by a push that moves the others nowhere. The push runs through the units that carry the backdoor.
-What each of them adds is its share of the path integral from no push to the whole one (integrated gradients). The units
-that add most are cut, as far as the answers to clean shots allow, and the search begins anew, since a push looks for
-another way; until that answer is no easier to reach than others.
+a constant to what every masked unit passes on, the same for all examples and places, and look for the constant of a
+given size that takes all clean shots to an answer. Without a backdoor all answers are about as hard to reach; with one
+the attacker's is reached by a push that moves the others nowhere. A small trigger at any place is met by a push on
+units. One that covers the input differs from place to place; it is met by a push on the inputs, which is tried where
+the first finds nothing.
 
-The size of a push is its length in units of each layer's own root mean square on clean shots. No label of the shots is
-used.
+The push runs through the units that carry the backdoor. What each adds to the answer is its share of the path integral
+from no push to the whole one (conductance). The units that add most are cut, as far as the answers to clean shots
+allow, and the search for that answer begins anew, since a push looks for another way; until the answer is no easier to
+reach than others.
+
+The size of a push is its length in units of the root mean square that each layer, or the input, has on clean shots. No
+label of the shots is used.
 
 Source: this package's. That the attacker's answer is near from everywhere is the idea of Wang et al., Neural Cleanse
-(IEEE S&P 2019), there for pixels; integrated gradients are Sundararajan et al., arXiv 1703.01365.
+(IEEE S&P 2019), there for inputs alone; conductance is Dhamdhere et al., arXiv 1805.12233.
 """
 
 from collections.abc import Iterator
@@ -28,11 +32,11 @@ from hf_nft.adapter.rules import expand_groups
 from hf_nft.defenses._harm import ask, harm_of, hold
 from hf_nft.defenses.base import Context, label_loss, set_modes
 from hf_nft.loop import Stage
-from hf_nft.types import Draw, take
+from hf_nft.types import Draw, Inputs, take
 
 RADII = tuple(2 ** (step / 2) for step in range(-2, 13))
 """Sizes of a push that are tried in turn, 0.5 to 64."""
-NEAR = 0.25
+NEAR = 0.5
 """Share of the log-likelihood that an answer has without a push at which it counts as near; harder pushes reach all."""
 STEPS, ROWS = 8, 8
 """Steps of each answer at each size, and rows of each of them."""
@@ -55,16 +59,33 @@ WHICH = "pushed_to"
 
 
 @dataclass(frozen=True)
+class Ground:
+    """What is pushed, by the names of layers or inputs.
+
+    Attributes:
+        kind: `units` or `inputs`.
+        shapes: Shape on one row: (units,) or (features,) of a layer.
+        scales: Root mean square on clean shots; 1 for a BatchNorm, before its gain.
+    """
+
+    kind: str
+    shapes: dict[str, torch.Size]
+    scales: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
 class Pushed:
     """What pushes found.
 
     Attributes:
+        kind: What was pushed, `units` or `inputs`.
         scores: Mean log-likelihood of each answer under the push to it, float32 (classes,).
         radius: Size of the pushes.
         cut: Units through which the push to the easiest answer goes, int64, the first to be cut first.
         curve: Harm, and the likelihood that was left to the push, by the number of units cut.
     """
 
+    kind: str
     scores: torch.Tensor
     radius: float
     cut: torch.Tensor
@@ -74,6 +95,7 @@ class Pushed:
         """Return what a record says: the easiest answers, and what each cut did; JSON values."""
         order = self.scores.argsort(descending=True)[:10].tolist()
         return {
+            "pushed": self.kind,
             "push_radius": round(self.radius, 3),
             "push_scores": {answer: round(float(self.scores[answer]), 3) for answer in order},
             "push_curve": {size: [round(value, 4) for value in pair] for size, pair in self.curve.items()},
@@ -84,7 +106,7 @@ class Pushed:
         """Return a doubt if no answer is easier to reach than the others."""
         if stands_out(self.scores):
             return ()
-        text = f"none of {len(self.scores)} answers is easier to reach by a push on the units than the others are"
+        text = f"none of {len(self.scores)} answers is easier to reach by a push than the others are"
         return (("nothing-stands-out", text),)
 
 
@@ -103,55 +125,71 @@ def stands_out(scores: torch.Tensor) -> bool:
 
 
 class Pushes:
-    """A constant for each answer aimed at, added to what every masked unit passes on."""
+    """A constant for each answer aimed at, added to the inputs or to what every masked unit passes on."""
 
-    def __init__(self, model: nn.Module, aims: torch.Tensor, scales: dict[str, torch.Tensor]) -> None:
+    def __init__(self, model: nn.Module, ground: Ground, aims: torch.Tensor) -> None:
         """Begin with none.
 
         Args:
             model: The suspect with an NFT adapter.
+            ground: What is pushed.
             aims: The answers aimed at, int64 (aims,).
-            scales: Root mean square of what each layer's masks scale, by its name; layers without are not pushed.
         """
-        self.aims, self.scales = aims, scales
-        self.layers = {name: layer for name, layer in mask_layers(model).items() if name in scales}
-        shape = {name: (len(aims), _width(layer)) for name, layer in self.layers.items()}
-        self.vectors = {n: torch.zeros(size, device=aims.device, requires_grad=True) for n, size in shape.items()}
-        self.gates = {n: torch.zeros_like(layer.nft_mask["default"]) for n, layer in self.layers.items()}
-        self.strength = 1.0
+        self.model, self.aims, self.scales = model, aims, ground.scales
+        self.layers = {name: layer for name, layer in mask_layers(model).items() if _pushable(layer)}
+        self.vectors = {
+            name: torch.zeros(len(aims), *shape, device=aims.device, requires_grad=True)
+            for name, shape in ground.shapes.items()
+        }
+        self.gates = {name: torch.zeros_like(layer.nft_mask["default"]) for name, layer in self.layers.items()}
         self.which = torch.zeros(0, dtype=torch.int64)
+        self.strength = 1.0
+        self.tracing = False
+        self._quiet: dict[str, torch.Tensor] = {}  # what layers pass on without a push
 
-    def _added(self, name: str, like: torch.Tensor, axis: int) -> torch.Tensor:
-        """The push on one layer, shaped like what it is added to; gates are 0 and there for their gradient."""
-        gate = self.gates[name] - self.gates[name].detach() + self.strength
-        vector = self.vectors[name][self.which]
-        vector = (vector * expand_groups(gate, vector.shape[1])).to(like.dtype)
-        vector = vector.repeat_interleave(len(like) // len(vector), 0)  # a row may be several frames or windows
-        shape = [1] * like.dim()
-        shape[0], shape[axis] = vector.shape
-        return vector.view(shape)
+    def _on(self, name: str, x: torch.Tensor, axis: int, gain: torch.Tensor | None = None) -> torch.Tensor:
+        """Push what a layer passes on, along the axis of its features."""
+        if self.strength == 0:
+            self._quiet[name] = x.detach()
+            return x
+        shape = [1] * x.dim()
+        shape[axis] = -1
+        pushed = x
+        if name in self.vectors:
+            vector = self.vectors[name][self.which] * self.strength
+            vector = vector if gain is None else vector * gain.detach()
+            rows = len(x) // len(vector)  # a row may be several frames or windows
+            pushed = x + vector.to(x.dtype).repeat_interleave(rows, 0).view(len(x), *shape[1:])
+        if not self.tracing:
+            return pushed
+        gate = self.gates[name] - self.gates[name].detach()  # 0, and there for its gradient
+        way = (pushed - self._quiet[name]).detach() / self.strength
+        return pushed + expand_groups(gate, x.shape[axis]).view(shape).to(x.dtype) * way
 
     @contextmanager
     def acting(self) -> Iterator[None]:
         """Push while this lasts."""
 
-        def before(name: str, x: torch.Tensor) -> tuple[torch.Tensor]:
-            return (x + self._added(name, x, -1),)
+        def enter(_: nn.Module, args: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], Inputs]:
+            ours = {name: self.vectors[name] for name in inputs if name in self.vectors}
+            added = {name: (vector[self.which] * self.strength).to(inputs[name].dtype) for name, vector in ours.items()}
+            return args, {**inputs, **{name: inputs[name] + push for name, push in added.items()}}
 
         def after(name: str, layer: NFTLayer, y: torch.Tensor) -> torch.Tensor:
-            axis = 1 if _side(layer) == "gain" else y.dim() - 1 - layer.rule.spatial  # type: ignore[union-attr]
-            shape = [1] * y.dim()
-            shape[axis] = -1
-            gain = layer.weight if _side(layer) == "gain" else layer.nft_mask["default"]
-            assert isinstance(gain, torch.Tensor)
-            return y + self._added(name, y, axis) * gain.detach().view(shape).to(y.dtype)
+            if _side(layer) == "gain":
+                gain = layer.weight
+                assert isinstance(gain, torch.Tensor)
+                return self._on(name, y, 1, gain)
+            assert layer.rule is not None
+            return self._on(name, y, y.dim() - 1 - layer.rule.spatial, layer.nft_mask["default"])
 
-        hooks = [
-            layer.register_forward_pre_hook(lambda _, x, name=name: before(name, x[0]))
-            if _side(layer) == "input"
-            else layer.register_forward_hook(lambda m, _, y, name=name: after(name, m, y))
-            for name, layer in self.layers.items()
-        ]
+        hooks = [self.model.register_forward_pre_hook(enter, with_kwargs=True)]
+        for name, layer in self.layers.items():
+            if _side(layer) == "input":
+                hook = layer.register_forward_pre_hook(lambda _, x, name=name: (self._on(name, x[0], x[0].dim() - 1),))
+            else:
+                hook = layer.register_forward_hook(lambda module, _, y, name=name: after(name, module, y))
+            hooks.append(hook)
         try:
             yield
         finally:
@@ -161,7 +199,13 @@ class Pushes:
     def objective(self, context: Context, network: nn.Module, part: Draw) -> torch.Tensor:
         """Negative log-likelihood of the answers that the rows are pushed to, mean over rows."""
         self.which = part.batch[WHICH]
-        return label_loss(network, context.task, Draw(context.task.told(part.batch, self.aims[self.which])))
+        draw = Draw(context.task.told(part.batch, self.aims[self.which]))
+        if self.tracing:
+            strength, self.strength = self.strength, 0.0
+            with torch.no_grad():
+                context.task.forward(network, draw)
+            self.strength = strength
+        return label_loss(network, context.task, draw)
 
 
 class Ascent(torch.optim.Optimizer):
@@ -181,14 +225,19 @@ class Ascent(torch.optim.Optimizer):
         steepest = [g * scale.square() for g, scale in zip(gradients, self.scales, strict=True)]
         length = self._length(steepest).clamp(min=1e-12)
         for vector, direction in zip(vectors, steepest, strict=True):
-            vector -= group["lr"] * direction / length[:, None]
+            vector -= group["lr"] * direction / _rows(length, vector)
         back = (self.radius / self._length(vectors).clamp(min=1e-12)).clamp(max=1.0)
         for vector in vectors:
-            vector *= back[:, None]
+            vector *= _rows(back, vector)
 
     def _length(self, vectors: list[torch.Tensor]) -> torch.Tensor:
-        parts = [(v / scale).square().sum(1) for v, scale in zip(vectors, self.scales, strict=True)]
+        parts = [(v / scale).square().flatten(1).sum(1) for v, scale in zip(vectors, self.scales, strict=True)]
         return torch.stack(parts).sum(0).sqrt()
+
+
+def _rows(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """One value for each row of a tensor, to be multiplied with it."""
+    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def find(context: Context, model: nn.Module, most: float, harm: float, batch_size: int) -> Pushed:
@@ -205,40 +254,36 @@ def find(context: Context, model: nn.Module, most: float, harm: float, batch_siz
         What was found; nothing is cut where no answer stands out.
     """
     set_modes(model, statistics=False, dropout=False)
-    scales = _scales(context, model, batch_size)
     units = sum(mask.numel() for mask in masks(model).values())
-    found = context.loop.once("pushes", lambda: _easiest(context, model, scales))
-    scores, radius = found[:-1], float(found[-1])
-    cut, curve = torch.empty(0, dtype=torch.int64), dict[int, tuple[float, float]]()
-    if not stands_out(scores):
-        return Pushed(scores, radius, cut, curve)
-    answer, second = int(scores.argmax()), float(scores.sort().values[-2])
-    while len(cut) < round(most * units):
-        left = round(most * units) - len(cut)
-        name = f"push, {len(cut)} units cut"
-
-        def further(name: str = name, cut: torch.Tensor = cut, left: int = left) -> torch.Tensor:
-            return _further(context, model, name, answer, radius, scales, cut, left, harm, batch_size)
-
-        score, moved, *more = context.loop.once(name, further).tolist()
-        curve[len(cut)] = (moved, score)
-        if not more or score < second:
+    for ground in _grounds(context, model, batch_size):
+        found = context.loop.once(f"pushes on {ground.kind}", lambda ground=ground: _easiest(context, model, ground))  # type: ignore[misc]
+        scores, radius = found[:-1], float(found[-1])
+        if stands_out(scores):
             break
-        cut = torch.cat([cut, torch.tensor(more).long()])
-    return Pushed(scores, radius, cut, curve)
+    cut, curve = torch.empty(0, dtype=torch.int64), dict[int, tuple[float, float]]()
+    while stands_out(scores) and len(cut) < round(most * units):
+
+        def further(cut: torch.Tensor = cut) -> torch.Tensor:
+            return _further(context, model, ground, scores, radius, cut, harm, batch_size)
+
+        score, moved, *more = context.loop.once(f"push past {len(cut)} units", further).tolist()
+        curve[len(cut)] = (moved, score)
+        if not more or score < scores.sort().values[-2]:
+            break
+        cut = torch.cat([cut, torch.tensor(more).long()])[: round(most * units)]
+    return Pushed(ground.kind, scores, radius, cut, curve)
 
 
-def _easiest(context: Context, model: nn.Module, scales: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Push to every answer, harder and harder, until one is reached; returns the scores, and last the size."""
-    device = context.loop.accelerator.device
-    aims = torch.arange(context.task.classes(model), device=device)
-    pushes, scores = Pushes(model, aims, scales), torch.zeros(0)
-    radius = 0.0
+def _easiest(context: Context, model: nn.Module, ground: Ground) -> torch.Tensor:
+    """Push to every answer, harder and harder, until one is near; returns the scores, and last the size."""
+    aims = torch.arange(context.task.classes(model), device=context.loop.accelerator.device)
+    pushes, scores, radius = Pushes(model, ground, aims), torch.zeros(0), 0.0
     with _frozen(model), pushes.acting():
         near = NEAR * _score(context, model, pushes, "score without a push").median()
         for radius in RADII:
-            _search(context, model, pushes, f"push of {radius:.3g}", radius, STEPS, ROWS)
-            scores = _score(context, model, pushes, f"score of a push of {radius:.3g}")
+            name = f"push on {ground.kind} of {radius:.3g}"
+            _search(context, model, pushes, name, radius, STEPS, ROWS)
+            scores = _score(context, model, pushes, f"{name}: score")
             if scores.max() >= near:
                 break
     return torch.cat([scores, torch.tensor([radius])])
@@ -247,18 +292,16 @@ def _easiest(context: Context, model: nn.Module, scales: dict[str, torch.Tensor]
 def _further(
     context: Context,
     model: nn.Module,
-    name: str,
-    answer: int,
+    ground: Ground,
+    scores: torch.Tensor,
     radius: float,
-    scales: dict[str, torch.Tensor],
     cut: torch.Tensor,
-    left: int,
     harm: float,
     batch_size: int,
 ) -> torch.Tensor:
-    """Push to one answer past the units cut: its score, the harm done so far, and the units to cut next, if any."""
-    asked = ask(context, model, batch_size)
-    pushes = Pushes(model, torch.tensor([answer], device=context.loop.accelerator.device), scales)
+    """Push to the easiest answer past the units cut: its score, the harm done, and the units to cut next, if any."""
+    asked, name = ask(context, model, batch_size), f"push past {len(cut)} units"
+    pushes = Pushes(model, ground, scores.argmax()[None].to(context.loop.accelerator.device))
     moved = harm_of(context, model, asked, cut)
     with _frozen(model), pushes.acting():
         _search(context, model, pushes, name, radius, AIMED_STEPS, AIMED_ROWS)
@@ -267,7 +310,7 @@ def _further(
     order = added.argsort(descending=True)
     order = order[~torch.isin(order, cut)]
     largest = float(added[order[0]])
-    more = order[(added[order] >= ALIKE * largest) & (added[order] > 0)][:left]
+    more = order[(added[order] >= ALIKE * largest) & (added[order] > 0)]
     while len(more) and harm_of(context, model, asked, torch.cat([cut, more])) > harm:
         more = more[: len(more) // 2]
     hold(model, cut[:0])
@@ -305,16 +348,16 @@ def _score(context: Context, model: nn.Module, pushes: Pushes, name: str) -> tor
 
 
 def _contributions(context: Context, model: nn.Module, pushes: Pushes, name: str) -> torch.Tensor:
-    """What each unit adds to the log-likelihood on the way from no push to the whole one, float32 (units,).
+    """What goes through each unit of the log-likelihood gained from no push to the whole one, float32 (units,).
 
-    It is the negated derivative of the loss by a gate on the unit's share of the push, averaged along the way.
+    It is the negated derivative of the loss by a gate on what the push has changed in the unit, averaged along the way.
     """
     gates = list(pushes.gates.values())
     for gate in gates:
         gate.requires_grad_(True)
 
     def draw(step: int, stream: torch.Generator) -> Draw:
-        pushes.strength = (step + 0.5) / POINTS
+        pushes.tracing, pushes.strength = True, (step + 0.5) / POINTS
         return _aimed(context, torch.tensor([0]), stream, AIMED_ROWS)
 
     summing = torch.optim.SGD(gates, lr=1.0)  # each step's gradient is taken off, so they add up
@@ -328,7 +371,7 @@ def _contributions(context: Context, model: nn.Module, pushes: Pushes, name: str
         passes=2,
     )
     context.loop.run(stage, model, lambda: dict(pushes.gates))
-    pushes.strength = 1.0
+    pushes.tracing, pushes.strength = False, 1.0
     every = {name: torch.zeros_like(layer.nft_mask["default"]) for name, layer in mask_layers(model).items()}
     return torch.cat([gate.detach().cpu() for gate in (every | pushes.gates).values()])
 
@@ -354,41 +397,50 @@ def _width(layer: NFTLayer) -> int:
     return weight.shape[rule.in_axis]
 
 
-def _scales(context: Context, model: nn.Module, batch_size: int) -> dict[str, torch.Tensor]:
-    """Root mean square of what each layer's masks scale on clean shots; a BatchNorm's is 1 by itself.
+def _pushable(layer: NFTLayer) -> bool:
+    """Whether the axis of a layer's features is known: norms other than BatchNorm may have them anywhere."""
+    return _side(layer) in ("input", "output") or isinstance(layer.get_base_layer(), nn.modules.batchnorm._BatchNorm)
 
-    Other norms, whose channels may lie on any axis, are left out.
-    """
-    sums: dict[str, torch.Tensor] = {}
-    layers = mask_layers(model)
+
+def _grounds(context: Context, model: nn.Module, batch_size: int) -> list[Ground]:
+    """What can be pushed: the units, and the inputs that are floating point numbers."""
+    inputs = context.task.inputs(model, take(context.data, slice(0, 1)))
+    floats = {name: x.shape[1:] for name, x in inputs.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
+    layers = {name: torch.Size([_width(layer)]) for name, layer in mask_layers(model).items() if _pushable(layer)}
+    scales = _scales(context, model, [*layers, *floats], batch_size)
+    grounds = [("units", layers), ("inputs", floats)]
+    return [Ground(kind, shapes, {name: scales[name] for name in shapes}) for kind, shapes in grounds if shapes]
+
+
+def _scales(context: Context, model: nn.Module, names: list[str], batch_size: int) -> dict[str, torch.Tensor]:
+    """Root mean square on clean shots of inputs and of what layers' masks scale; 1 for a BatchNorm, before its gain."""
+    device = context.loop.accelerator.device
+    sums = {name: torch.zeros((), device=device) for name in names}
 
     def gather(name: str, x: torch.Tensor) -> None:
-        sums[name] = sums.get(name, torch.zeros((), device=x.device)) + x.detach().float().square().mean()
+        sums[name] += x.detach().float().square().mean()
 
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, x, name=name: gather(name, x[0]))
-        if _side(layer) == "input"
-        else layer.register_forward_hook(lambda _, x, y, name=name: gather(name, y))
-        for name, layer in layers.items()
-        if _side(layer) in ("input", "output")
-    ]
+    def enter(_: nn.Module, args: tuple[Any, ...], inputs: Inputs) -> None:
+        for name in inputs.keys() & sums.keys():
+            gather(name, inputs[name])
+
+    hooks = [model.register_forward_pre_hook(enter, with_kwargs=True)]
+    for name, layer in mask_layers(model).items():
+        if name in sums and _side(layer) == "input":
+            hooks.append(layer.register_forward_pre_hook(lambda _, x, name=name: gather(name, x[0])))
+        elif name in sums and _side(layer) == "output":
+            hooks.append(layer.register_forward_hook(lambda _, x, y, name=name: gather(name, y)))
 
     def measured() -> torch.Tensor:
         asked = ask(context, model, batch_size)
-        return torch.tensor([float((sums[n] / len(asked)).sqrt()) if n in sums else 1.0 for n in layers])
+        return torch.stack(list(sums.values())).div(len(asked)).sqrt()
 
     try:
-        values = context.loop.once("scales", measured)
+        values = context.loop.once("scales", measured).to(device)
     finally:
         for hook in hooks:
             hook.remove()
-    device = context.loop.accelerator.device
-    norms = {n for n, layer in layers.items() if isinstance(layer.get_base_layer(), nn.modules.batchnorm._BatchNorm)}
-    return {
-        name: value.to(device).clamp(min=1e-12)
-        for (name, layer), value in zip(layers.items(), values, strict=True)
-        if _side(layer) in ("input", "output") or name in norms
-    }
+    return {name: value if value > 0 else torch.ones_like(value) for name, value in zip(sums, values, strict=True)}
 
 
 @contextmanager

@@ -98,6 +98,7 @@ class NFT(Defense):
         "auto", "look for an answer that a push on the units reaches easily: where statistics show nothing"
     )
     pushed_most: float = setting(0.02, "share of units cut at most because that push goes through them, in [0, 1)")
+    pushed_harm: float = setting(0.3, "how far that may take the answers to clean shots, in nats, >= 0")
     class_prior: bool = setting(True, "whether shots count as often as their class does in the data set")
     statistics_passes: int = setting(
         10, "passes over the shots under each augmentation to measure their statistics, >= 1"
@@ -133,6 +134,7 @@ class NFT(Defense):
             (0 <= self.outliers < 1, f"outliers: expected in [0, 1), found {self.outliers}"),
             (0 <= self.outliers_most < 1, f"outliers_most: expected in [0, 1), found {self.outliers_most}"),
             (0 <= self.pushed_most < 1, f"pushed_most: expected in [0, 1), found {self.pushed_most}"),
+            (self.pushed_harm >= 0, f"pushed_harm: expected >= 0, found {self.pushed_harm}"),
             (self.statistics_passes >= 1, f"statistics_passes: expected >= 1, found {self.statistics_passes}"),
             (
                 self.cut == 0 or self.exposures > 0,
@@ -202,7 +204,7 @@ class NFT(Defense):
             if self.augment == "default":  # better than the task's first: what the suspect was trained with
                 found.augment = excess.augment
         if push:
-            pushed = find(context, model, self.pushed_most, self.harm, self.batch_size)
+            pushed = find(context, model, self.pushed_most, self.pushed_harm, self.batch_size)
             found.add([pushed.cut], pushed.evidence())
             found.doubts += pushed.doubts()
         if expose:

@@ -11,7 +11,7 @@ from torch import nn
 from hf_nft.acceleration import make_accelerator
 from hf_nft.adapter import get_nft_model, mask_layers, masks
 from hf_nft.defenses import _pushes
-from hf_nft.defenses._pushes import Ascent, Pushes, find, stands_out
+from hf_nft.defenses._pushes import Ascent, Ground, Pushes, find, stands_out
 from hf_nft.defenses.base import Context, set_modes
 from hf_nft.defenses.nft import NFT
 from hf_nft.loop import Loop
@@ -44,7 +44,7 @@ def model(trained) -> nn.Module:
     wired = copy.deepcopy(trained[0])
     last, direction = wired.vit.layers[1].mlp, wired.classifier.weight[ANSWER]
     last.fc1.weight[UNIT], last.fc1.bias[UNIT] = 0.0, -3.0  # gelu(-3) is almost 0
-    last.fc2.weight[:, UNIT] = 10 * direction / direction.norm()
+    last.fc2.weight[:, UNIT] = 20 * direction / direction.norm()
     return wired
 
 
@@ -81,7 +81,9 @@ def test_the_wired_answer_and_its_unit_are_found_and_nothing_is_changed(context,
 def test_a_push_on_a_norm_is_a_change_of_its_bias(image_model, image_task, image_shots) -> None:
     adapted = get_nft_model(image_model).eval()
     layers = mask_layers(adapted)
-    pushes = Pushes(adapted, torch.tensor([0, 1]), {name: torch.tensor(1.0) for name in layers})
+    shapes = {name: torch.Size([layer.nft_mask["default"].numel()]) for name, layer in layers.items()}
+    ground = Ground("units", shapes, {name: torch.tensor(1.0) for name in layers})
+    pushes = Pushes(adapted, ground, torch.tensor([0, 1]))
     for vector in pushes.vectors.values():
         nn.init.normal_(vector, generator=torch.Generator().manual_seed(len(vector)))
     inputs = image_task.inputs(adapted, take(image_shots.batch, slice(0, 4)))
@@ -107,8 +109,9 @@ def test_contributions_add_up_to_what_the_push_does(context, model, monkeypatch)
     monkeypatch.setattr(_pushes, "POINTS", 200)
     adapted = get_nft_model(model)
     set_modes(adapted, statistics=False, dropout=False)
-    scales = _pushes._scales(context, adapted, 8)
-    pushes = Pushes(adapted, torch.tensor([ANSWER]), scales)
+    # on the wired layer alone, so that all that is gained goes through it once
+    ground = Ground("units", {LAYER: torch.Size([64])}, _pushes._scales(context, adapted, [LAYER], 8))
+    pushes = Pushes(adapted, ground, torch.tensor([ANSWER]))
     everything = take(context.data, slice(None))
     one = dataclasses.replace(context.shots, batch=take(everything, slice(0, 1)))  # all rows drawn are this one
     alone = dataclasses.replace(context, shots=one, data=one.batch)
@@ -116,7 +119,7 @@ def test_contributions_add_up_to_what_the_push_does(context, model, monkeypatch)
         _pushes._search(alone, adapted, pushes, "search", 2.0, 8, 4)
         whole = float(_pushes._score(alone, adapted, pushes, "after"))
         added = _pushes._contributions(alone, adapted, pushes, "path")
-    nothing = Pushes(adapted, torch.tensor([ANSWER]), scales)
+    nothing = Pushes(adapted, ground, torch.tensor([ANSWER]))
     with nothing.acting():
         start = float(_pushes._score(alone, adapted, nothing, "before"))
     assert whole - start > 0.2
@@ -132,18 +135,24 @@ def test_scales_are_root_mean_squares_of_what_masks_scale(context, model) -> Non
         adapted(**context.task.inputs(adapted, context.data))
     hook.remove()
     set_modes(adapted, statistics=False, dropout=False)
-    scales = _pushes._scales(context, adapted, len(context.shots))
+    units, inputs = _pushes._grounds(context, adapted, len(context.shots))
+    scales = {**units.scales, **inputs.scales}
+    assert inputs.shapes == {"pixel_values": torch.Size([3, 16, 16])}
+    assert units.shapes[LAYER] == torch.Size([64])
+    pixels = context.task.inputs(adapted, context.data)["pixel_values"]
+    assert float(scales["pixel_values"]) == pytest.approx(float(pixels.square().mean().sqrt()), rel=1e-4)
     assert float(scales[LAYER]) == pytest.approx(float(seen[0].square().mean().sqrt()), rel=1e-4)
 
 
 def test_an_ascent_takes_steps_of_one_length_within_its_ball(model) -> None:
     adapted = get_nft_model(model)
-    scales = {name: torch.tensor(2.0) for name in mask_layers(adapted)}
-    pushes = Pushes(adapted, torch.tensor([0, 1]), scales)
+    shapes = {"pixel_values": torch.Size([3, 16, 16]), LAYER: torch.Size([64])}
+    ground = Ground("units", shapes, {name: torch.tensor(2.0) for name in shapes})
+    pushes = Pushes(adapted, ground, torch.tensor([0, 1]))
     ascent = Ascent(pushes, 1.0)
 
     def lengths() -> torch.Tensor:
-        return torch.cat([vector.detach() / 2 for vector in pushes.vectors.values()], 1).norm(dim=1)
+        return torch.cat([vector.detach().flatten(1) / 2 for vector in pushes.vectors.values()], 1).norm(dim=1)
 
     def gradients(size: float) -> None:
         for vector in pushes.vectors.values():

@@ -1,9 +1,18 @@
 """What is known about a suspect before any mask is trained."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
+
+from hf_nft.defenses._easiest import find
+from hf_nft.defenses._exposure import Exposure, Ranking, rank
+from hf_nft.defenses._harm import choose
+from hf_nft.defenses._statistics import ENOUGH, excess_variance
+from hf_nft.defenses.base import Context
+from hf_nft.types import Draw, take
 
 
 @dataclasses.dataclass
@@ -30,3 +39,78 @@ class Finding:
     def doubt(self, code: str, text: str) -> None:
         """Note a reason to distrust the choice."""
         self.doubts += ((code, text),)
+
+
+def look(nft: Any, context: Context, model: nn.Module) -> Finding:
+    """Choose the units to cut.
+
+    The suspect's own statistics are asked first. Where it keeps none or they show nothing, pushes are tried; tasks
+    without classes, which pushes need, are exposed.
+
+    Args:
+        nft: The settings of NFT.
+        context: What the defense sees.
+        model: The suspect with an NFT adapter; its masks are at 1, and are again in the end.
+
+    Returns:
+        What was found.
+    """
+    excess, looked = None, nft.excess > 0 or nft.outliers > 0
+    if looked:
+        alike = dataclasses.replace(context, shots=dataclasses.replace(context.shots, weights=None))
+        excess = excess_variance(context if nft.class_prior else alike, model, nft.batch_size, nft.statistics_passes)
+    found = Finding(nft.augment)
+    if len(context.shots) < ENOUGH and (looked or nft.exposures):
+        found.doubt("few-shots", f"{len(context.shots)} clean examples in all: chance hides what they show")
+    if excess is not None:
+        sure = (nft.excess, nft.outliers)
+        cut, why, needed = choose(context, model, excess, sure, nft.outliers_most, nft.harm, nft.batch_size)
+        found.add([cut], {**excess.evidence(), **why})
+        found.doubts += excess.doubts() + needed
+        if nft.augment == "default":  # better than the task's first: what the suspect was trained with
+            found.augment = excess.augment
+    seen = excess is not None and not {"nothing-stands-out", "needed-units"} & dict(found.doubts).keys()
+    push = nft.pushing(seen, context.task.classes(context.model))
+    expose = nft.exposures > 0 and ((excess is None and not push) or nft.expose_always)
+    if excess is None and looked:
+        instead = "pushes were tried" if push else "it was exposed" if expose else "nothing was cut"
+        found.doubt("no-statistics", f"the suspect keeps no running statistics: {instead} instead")
+    if push:
+        pushed = find(context, model, nft.pushed_most, nft.pushed_harm, nft.batch_size)
+        found.add([pushed.cut], pushed.evidence())
+        found.doubts += pushed.doubts()
+    if expose:
+        ranking = _ranking(nft, context, model, found.augment)
+        found.add([ranking.lowest(nft.cut)], ranking.evidence())
+        found.doubts += ranking.doubts()
+    return found
+
+
+def _ranking(nft: Any, context: Context, model: nn.Module, augment: str) -> Ranking:
+    """Expose the suspect as the settings say."""
+    chance = context.task.chance(context.model)
+    per_pass = max(1, round(len(context.shots) / nft.batch_size))
+    exposures = [
+        Exposure(
+            f"exposure {i + 1}/{nft.exposures}",
+            nft.unlearn_lrs[i % len(nft.unlearn_lrs)],
+            nft.unlearn_clip,
+            nft.unlearn_steps,
+            max(0.2, chance + 0.1 * (1 - chance)),
+            nft.relearn_lr,
+            nft.relearn_passes * per_pass,
+        )
+        for i in range(nft.exposures)
+    ]
+    return rank(context, model, exposures, _unmixed(nft, context, augment))
+
+
+def _unmixed(nft: Any, context: Context, augment: str) -> Callable[[torch.Generator], Draw]:
+    """Draw plain shots without repeats: an exposure sees every shot, or a batch of different ones."""
+    task, device = context.task, context.loop.accelerator.device
+
+    def sample(stream: torch.Generator) -> Draw:
+        rows = torch.randperm(len(context.shots), generator=stream)[: nft.batch_size].to(device)
+        return Draw(task.augment(take(context.data, rows), stream, augment))
+
+    return sample

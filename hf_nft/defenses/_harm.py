@@ -19,8 +19,10 @@ from hf_nft.types import Draw, rows_of, take
 
 SIZES = 20
 """Sizes of the cut that are tried along the line of candidates, evenly spaced."""
-TRIES = SIZES + 2
-"""Most passes over the shots: the suspect itself, what is cut in any case, and the sizes."""
+TRIES = SIZES + 4
+"""Most passes over the shots: the suspect itself, twice, the largest units, what is cut in any case, and the sizes."""
+NEEDED = 1.0
+"""Harm in nats of what is cut for its size beyond which clean examples need it, so that no backdoor explains it."""
 
 
 def ceilings(model: nn.Module, cut: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -40,14 +42,17 @@ def choose(
     most: float,
     harm: float,
     batch_size: int,
-) -> tuple[torch.Tensor, dict[str, Any]]:
+) -> tuple[torch.Tensor, dict[str, Any], tuple[tuple[str, str], ...]]:
     """Choose units by their excess variance: those that are sure, then as many outliers as clean shots do not notice.
+
+    Units that are large are sure only if clean shots can do without: where whole layers vary more than the shots show,
+    other augmentation or other data explain it, and nothing is cut for its size.
 
     Args:
         context: What the defense sees.
         model: The suspect with an NFT adapter; its masks are at 1 again in the end.
         excess: Scores of all units.
-        sure: Largest shares of all units that are cut in any case, for their size and as outliers of their layer, in
+        sure: Largest shares of all units that are cut first, for their size and as outliers of their layer, in
             [0, 1); 0: none.
         most: Largest share of outliers where clean shots do not notice, in [0, 1).
         harm: How far the answers to clean shots may go from the suspect's where more is cut, in nats, see `harmless`.
@@ -55,15 +60,32 @@ def choose(
         batch_size: Rows per forward pass, >= 1.
 
     Returns:
-        Units, int64 (units,), and what a record says about their choice.
+        Units, int64 (units,), what a record says about their choice, and doubts about it.
     """
     large, outliers = excess.largest(sure[0]), excess.outliers(sure[1])
+    doubts: tuple[tuple[str, str], ...] = ()
+    if len(large) and (harm_alone := _harm_alone(context, model, large, batch_size)) > NEEDED:
+        text = f"the {len(large)} units that vary most are needed: cutting them moves clean answers by"
+        doubts = (("needed-units", f"{text} {harm_alone:.1f} nats"),)
+        large = large[:0]
     cut, line = torch.cat([outliers, large]).unique(), excess.further(most if sure[1] else 0.0)
     line = line[~torch.isin(line, cut)]
     allowed = harm if excess.shots >= ENOUGH else math.inf
     kept, curve = harmless(context, model, cut, line, allowed, batch_size)
     counts = {"cut_by_size": len(large), "cut_as_outliers": len(outliers), "cut_further": kept}
-    return torch.cat([cut, line[:kept]]), {**counts, "harm": curve}
+    return torch.cat([cut, line[:kept]]), {**counts, "harm": curve}, doubts
+
+
+def _harm_alone(context: Context, model: nn.Module, cut: torch.Tensor, batch_size: int) -> float:
+    """Harm of one cut; the masks are at 1 again in the end."""
+
+    def measured() -> torch.Tensor:
+        value = harm_of(context, model, ask(context, model, batch_size), cut)
+        hold(model, cut[:0])
+        return torch.tensor([value])
+
+    set_modes(model, statistics=False, dropout=False)
+    return float(context.loop.once("harm of the largest", measured))
 
 
 def harmless(

@@ -9,7 +9,6 @@ alone. Every difference is one setting.
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,12 +16,9 @@ from torch import nn
 
 from hf_nft.adapter import NFTConfig, get_nft_model, masks, skipped_modules
 from hf_nft.configs import check, setting
-from hf_nft.defenses._exposure import Exposure, Ranking, rank
-from hf_nft.defenses._finding import Finding
-from hf_nft.defenses._harm import ceilings, choose
+from hf_nft.defenses._finding import look
+from hf_nft.defenses._harm import ceilings
 from hf_nft.defenses._norms import average_statistics, recalibrate
-from hf_nft.defenses._pushes import find
-from hf_nft.defenses._statistics import ENOUGH, excess_variance
 from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_state, set_modes
 from hf_nft.loop import Stage
 from hf_nft.masks.penalties import l1_to_one, penalty_coefficient
@@ -157,7 +153,7 @@ class NFT(Defense):
             self.beta,
             run=lambda: model(**context.task.inputs(model, take(context.data, slice(0, 2)))),
         )
-        found = self._find(context, model)
+        found = look(self, context, model)
         tops = ceilings(model, found.cut)
         project_(learnt, bounds, tops)
         dataclasses.replace(self, augment=found.augment)._train(context, model, bounds, tops)
@@ -178,67 +174,10 @@ class NFT(Defense):
         }
         return Outcome(model, details, found.doubts)
 
-    def _find(self, context: Context, model: nn.Module) -> Finding:
-        """Choose the units to cut: by the suspect's own statistics where it keeps any, else by exposing it."""
-        excess, looked = None, self.excess > 0 or self.outliers > 0
-        if looked:
-            alike = dataclasses.replace(context, shots=dataclasses.replace(context.shots, weights=None))
-            excess = excess_variance(
-                context if self.class_prior else alike, model, self.batch_size, self.statistics_passes
-            )
-        found = Finding(self.augment)
-        blind = excess is None or bool(excess.doubts())
-        push = self.pushes == "always" or (self.pushes == "auto" and looked and blind)
-        push = push and context.task.classes(context.model) > 2
-        expose = self.exposures > 0 and ((excess is None and not push) or self.expose_always)
-        if excess is None and looked:
-            instead = "pushes were tried" if push else "it was exposed" if expose else "nothing was cut"
-            found.doubt("no-statistics", f"the suspect keeps no running statistics: {instead} instead")
-        if len(context.shots) < ENOUGH and (looked or self.exposures):
-            found.doubt("few-shots", f"{len(context.shots)} clean examples in all: chance hides what they show")
-        if excess is not None:
-            sure = (self.excess, self.outliers)
-            cut, why = choose(context, model, excess, sure, self.outliers_most, self.harm, self.batch_size)
-            found.add([cut], {**excess.evidence(), **why})
-            found.doubts += excess.doubts()
-            if self.augment == "default":  # better than the task's first: what the suspect was trained with
-                found.augment = excess.augment
-        if push:
-            pushed = find(context, model, self.pushed_most, self.pushed_harm, self.batch_size)
-            found.add([pushed.cut], pushed.evidence())
-            found.doubts += pushed.doubts()
-        if expose:
-            ranking = dataclasses.replace(self, augment=found.augment)._rank(context, model)
-            found.add([ranking.lowest(self.cut)], ranking.evidence())
-            found.doubts += ranking.doubts()
-        return found
-
-    def _rank(self, context: Context, model: nn.Module) -> Ranking:
-        chance = context.task.chance(context.model)
-        per_pass = max(1, round(len(context.shots) / self.batch_size))
-        exposures = [
-            Exposure(
-                f"exposure {i + 1}/{self.exposures}",
-                self.unlearn_lrs[i % len(self.unlearn_lrs)],
-                self.unlearn_clip,
-                self.unlearn_steps,
-                max(0.2, chance + 0.1 * (1 - chance)),
-                self.relearn_lr,
-                self.relearn_passes * per_pass,
-            )
-            for i in range(self.exposures)
-        ]
-        return rank(context, model, exposures, self._unmixed(context))
-
-    def _unmixed(self, context: Context) -> Callable[[torch.Generator], Draw]:
-        """Draw plain shots without repeats: an exposure sees every shot, or a batch of different ones."""
-        task, device = context.task, context.loop.accelerator.device
-
-        def sample(stream: torch.Generator) -> Draw:
-            rows = torch.randperm(len(context.shots), generator=stream)[: self.batch_size].to(device)
-            return Draw(task.augment(take(context.data, rows), stream, self.augment))
-
-        return sample
+    def pushing(self, seen: bool, classes: int) -> bool:
+        """Return whether pushes are tried, by whether statistics show something and the number of classes."""
+        looked = self.excess > 0 or self.outliers > 0
+        return classes > 2 and (self.pushes == "always" or (self.pushes == "auto" and looked and not seen))
 
     def _train(
         self, context: Context, model: nn.Module, bounds: dict[str, float], tops: dict[str, torch.Tensor]

@@ -10,7 +10,7 @@ tokens of a row first and over rows second, so that micro-batches weighted by ro
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -22,11 +22,9 @@ from hf_nft.configs import setting
 from hf_nft.errors import ConfigError, DataError
 from hf_nft.hub import first_line
 from hf_nft.tasks._text_columns import check_text, text_columns
+from hf_nft.tasks._tokens import IGNORED, Said, expected, padded, resized, shifted, used
 from hf_nft.tasks.base import Metric, Task, kl_to, soften
 from hf_nft.types import Batch, Draw, Inputs
-
-IGNORED = -100
-"""Label of what is not to be predicted, as in transformers."""
 
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 """Overrules whatever a suspect's own generation settings say."""
@@ -152,16 +150,16 @@ class TextGeneration(Task):
             )
         ids = [s + a for s, a in zip(shown, kept, strict=True)]
         return {
-            "input_ids": _padded(ids, self._pad),
-            "attention_mask": _padded([[1] * len(row) for row in ids], 0),
-            "labels": _padded([[IGNORED] * len(s) + a for s, a in zip(shown, kept, strict=True)], IGNORED),
-            "prompt_ids": _padded(asked, self._pad, "left"),
-            "prompt_mask": _padded([[1] * len(row) for row in asked], 0, "left"),
+            "input_ids": padded(ids, self._pad),
+            "attention_mask": padded([[1] * len(row) for row in ids], 0),
+            "labels": padded([[IGNORED] * len(s) + a for s, a in zip(shown, kept, strict=True)], IGNORED),
+            "prompt_ids": padded(asked, self._pad, "left"),
+            "prompt_mask": padded([[1] * len(row) for row in asked], 0, "left"),
         }
 
     def inputs(self, model: nn.Module, batch: Batch) -> Inputs:
         """Pass the tokens, without caching keys and values."""
-        n = _used(batch)
+        n = used(batch)
         return {**{key: batch[key][:, :n] for key in ("input_ids", "attention_mask")}, "use_cache": False}
 
     def mix(self, model: nn.Module, batch: Batch, partner: Batch, lam: float) -> Inputs:
@@ -171,19 +169,19 @@ class TextGeneration(Task):
 
         Source: Guo et al., arXiv 1905.08941 (for classification); alignment and union are this package's.
         """
-        n, embed = max(_used(batch), _used(partner)), model.get_input_embeddings()  # type: ignore[operator]
-        ours, theirs = (embed(_resized(part["input_ids"], n, self._pad)) for part in (batch, partner))
-        union = torch.maximum(*(_resized(part["attention_mask"], n, 0) for part in (batch, partner)))
+        n, embed = max(used(batch), used(partner)), model.get_input_embeddings()  # type: ignore[operator]
+        ours, theirs = (embed(resized(part["input_ids"], n, self._pad)) for part in (batch, partner))
+        union = torch.maximum(*(resized(part["attention_mask"], n, 0) for part in (batch, partner)))
         return {"inputs_embeds": torch.lerp(theirs, ours, lam), "attention_mask": union, "use_cache": False}
 
-    def forward(self, model: nn.Module, draw: Draw) -> "Said":
+    def forward(self, model: nn.Module, draw: Draw) -> Said:
         """Run a model on a draw, its head where an answer is expected alone: in a small model it is half of the work.
 
         Whatever the model does to its logits after the head it must do to each position alone, as all known ones do.
         """
         rows = len(draw.batch["labels"])
-        length = max(_used(batch) for batch, _ in draw.label_sets)
-        kept = _expected(draw, length).positions
+        length = max(used(batch) for batch, _ in draw.label_sets)
+        kept = expected(draw, length).positions
 
         def select(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             hidden, *others = args
@@ -195,9 +193,9 @@ class TextGeneration(Task):
 
     def loss(self, output: Any, draw: Draw) -> torch.Tensor:
         """Cross-entropy of the response tokens: mean over each row's own tokens, then over rows."""
-        expected = _expected(draw, output.length)
-        said = F.log_softmax(output.logits.float(), dim=-1).gather(1, expected.tokens)
-        return -(said * expected.weights).sum()
+        wanted = expected(draw, output.length)
+        said = F.log_softmax(output.logits.float(), dim=-1).gather(1, wanted.tokens)
+        return -(said * wanted.weights).sum()
 
     def answers(self, output: Any, temperature: float) -> Batch:
         """Return the distribution over the vocabulary at each position where an answer is expected."""
@@ -207,13 +205,13 @@ class TextGeneration(Task):
         """Kullback-Leibler divergence of next-token distributions at response tokens, averaged like the loss."""
         assert draw.answers is not None
         each = kl_to(draw.answers, output.logits, temperature)
-        return (each * _expected(draw, output.length).weights.sum(1)).sum()
+        return (each * expected(draw, output.length).weights.sum(1)).sum()
 
     def accuracy(self, output: Any, batch: Batch) -> torch.Tensor:
         """Share of response tokens that have the largest logit."""
-        expected = _expected(Draw(batch), output.length)
-        kept = expected.weights[:, 0] > 0
-        return ((output.logits.argmax(-1) == expected.tokens[:, 0]) & kept).sum() / kept.sum().clamp(min=1)
+        wanted = expected(Draw(batch), output.length)
+        kept = wanted.weights[:, 0] > 0
+        return ((output.logits.argmax(-1) == wanted.tokens[:, 0]) & kept).sum() / kept.sum().clamp(min=1)
 
     def chance(self, model: nn.Module) -> float:
         """One over the size of the vocabulary."""
@@ -227,7 +225,7 @@ class TextGeneration(Task):
         """
         found: dict[str, list[Any]] = {"text": self._generate(model, batch)} if "text" in wanted else {}
         if wanted & {"tokens", "nll"}:
-            logits, labels = _shifted(model(**self.inputs(model, batch)), batch)
+            logits, labels = shifted(model(**self.inputs(model, batch)), batch)
             logits, labels = logits[labels != IGNORED].float(), labels[labels != IGNORED]
             found["tokens"] = logits.argmax(-1).tolist()
             found["nll"] = F.cross_entropy(logits, labels, reduction="none").tolist()
@@ -255,63 +253,3 @@ class TextGeneration(Task):
     def save_processor(self, folder: str) -> None:
         """Write tokenizer.json and its settings."""
         self.processor.save_pretrained(folder)
-
-
-def _padded(rows: list[list[int]], value: int, side: str = "right") -> torch.Tensor:
-    """Stack rows of different lengths; int64 (rows, longest)."""
-    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, value, side)
-
-
-def _resized(rows: torch.Tensor, length: int, value: int) -> torch.Tensor:
-    """Cut or pad (rows, any) on the right to (rows, length)."""
-    return F.pad(rows, (0, length - rows.shape[1]), value=value)
-
-
-def _used(batch: Batch) -> int:
-    """Return how many columns some row uses; on an accelerator all of them, for looking would wait for the device."""
-    mask = batch["attention_mask"]
-    return int(mask.sum(1).max()) if mask.device.type == "cpu" else mask.shape[1]
-
-
-def _shifted(output: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return logits (rows, n, vocabulary) and the labels (rows, n) they predict, each one position further.
-
-    A mixed pass may be longer than these rows and a pass without unused columns shorter; what is cut holds no label.
-    """
-    n = min(output.logits.shape[1], batch["labels"].shape[1])
-    return output.logits[:, : n - 1], batch["labels"][:, 1:n]
-
-
-class Said(NamedTuple):
-    """What a model says where an answer is expected: `logits` (positions, vocabulary), of rows of `length` tokens."""
-
-    logits: torch.Tensor
-    length: int
-
-
-class Expected(NamedTuple):
-    """What should be said.
-
-    Attributes:
-        positions: Where, int64 (positions,), in the rows laid end to end; a slice of all of them on an accelerator,
-            where looking would wait for the device.
-        tokens: What, by label set, int64 (positions, sets).
-        weights: What it weighs, (positions, sets): a mean over the answered positions of a row, then over rows; a row
-            without any counts as 0.
-    """
-
-    positions: torch.Tensor | slice
-    tokens: torch.Tensor
-    weights: torch.Tensor
-
-
-def _expected(draw: Draw, length: int) -> Expected:
-    tokens, weights = [], []
-    for batch, share in draw.label_sets:
-        labels = _resized(batch["labels"][:, 1:], length, IGNORED)
-        kept = labels != IGNORED
-        tokens.append(labels.clamp(min=0).flatten())
-        weights.append((kept * (share / len(labels) / kept.sum(1, keepdim=True).clamp(min=1))).flatten())
-    said, weight = torch.stack(tokens, 1), torch.stack(weights, 1)
-    where = slice(None) if weight.device.type != "cpu" else weight.sum(1).nonzero()[:, 0]
-    return Expected(where, said[where], weight[where])

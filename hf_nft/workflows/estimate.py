@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_nft import registry
 from hf_nft.adapter.layer import owns_statistics
+from hf_nft.defenses._easiest import usual_work
 from hf_nft.defenses._harm import TRIES
 from hf_nft.tasks.base import Task
 
@@ -70,7 +71,7 @@ def estimate(model: nn.Module, task: Task, per_class: int) -> Estimate:
     flop, activations = count(model, task)
     nft: Any = registry.get("defenses", "nft").from_preset("default")
     shots = per_class * max(1, task.classes(model))
-    purify = flop * forwards(nft, task, keeps_statistics(model), shots)
+    purify = flop * forwards(nft, task, keeps_statistics(model), shots, task.classes(model))
     evaluate = flop * 2 * EVALUATED_ROWS
     weights = sum(parameter.numel() for parameter in model.parameters())
     return Estimate(
@@ -99,7 +100,7 @@ def keeps_statistics(model: nn.Module) -> bool:
     return any(owns_statistics(module) for module in model.modules())
 
 
-def forwards(nft: Any, task: Task, statistics: bool, shots: int) -> int:
+def forwards(nft: Any, task: Task, statistics: bool, shots: int, classes: int = 0) -> int:
     """Count the work of a purification in forward passes of one row.
 
     Args:
@@ -107,13 +108,17 @@ def forwards(nft: Any, task: Task, statistics: bool, shots: int) -> int:
         task: The suspect's task.
         statistics: Whether the suspect keeps running statistics.
         shots: Number of clean rows.
+        classes: Number of the suspect's classes; 0 for tasks without.
 
     Returns:
-        The most that `sample_forwards` of a record can say: less where the cut or an exposure ends early.
+        The most that `sample_forwards` of a record can say, less where the cut or an exposure ends early; with pushes,
+        what they usually take, and none where statistics should do without.
     """
     if statistics:
         kinds = len({*task.augmentations, "none"}) - 1  # each with as many passes, and one without augmentation
         found = shots * (kinds * nft.statistics_passes + 1 + TRIES)
+    elif nft.pushing(statistics, classes):
+        found = usual_work(classes, shots)
     else:
         relearn = nft.relearn_passes * max(1, round(shots / nft.batch_size))
         found = nft.exposures * min(shots, nft.batch_size) * (3 * nft.unlearn_steps + 2 * relearn)

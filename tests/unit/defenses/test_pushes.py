@@ -10,8 +10,9 @@ from torch import nn
 
 from hf_nft.acceleration import make_accelerator
 from hf_nft.adapter import get_nft_model, mask_layers, masks
-from hf_nft.defenses import _pushes
-from hf_nft.defenses._pushes import Ascent, Ground, Pushes, find, stands_out
+from hf_nft.defenses import _easiest, _pushes
+from hf_nft.defenses._easiest import find, stands_out
+from hf_nft.defenses._pushes import Ascent, Ground, Pushes
 from hf_nft.defenses.base import Context, set_modes
 from hf_nft.defenses.nft import NFT
 from hf_nft.loop import Loop
@@ -64,7 +65,7 @@ def test_the_wired_answer_and_its_unit_are_found_and_nothing_is_changed(context,
     before = {name: value.clone() for name, value in model.state_dict().items()}
     adapted = get_nft_model(model)
     found = find(context, adapted, 0.05, 0.15, 8)
-    assert stands_out(found.scores)
+    assert stands_out(found.scores, found.alone)
     assert int(found.scores.argmax()) == ANSWER
     assert int(found.cut[0]) == place(adapted)
     assert found.curve[0][0] == pytest.approx(0, abs=1e-6), "nothing is cut yet"
@@ -106,7 +107,7 @@ def test_a_push_on_a_norm_is_a_change_of_its_bias(image_model, image_task, image
 
 
 def test_contributions_add_up_to_what_the_push_does(context, model, monkeypatch) -> None:
-    monkeypatch.setattr(_pushes, "POINTS", 200)
+    monkeypatch.setattr(_easiest, "POINTS", 200)
     adapted = get_nft_model(model)
     set_modes(adapted, statistics=False, dropout=False)
     # on the wired layer alone, so that all that is gained goes through it once
@@ -115,13 +116,13 @@ def test_contributions_add_up_to_what_the_push_does(context, model, monkeypatch)
     everything = take(context.data, slice(None))
     one = dataclasses.replace(context.shots, batch=take(everything, slice(0, 1)))  # all rows drawn are this one
     alone = dataclasses.replace(context, shots=one, data=one.batch)
-    with _pushes._frozen(adapted), pushes.acting():
-        _pushes._search(alone, adapted, pushes, "search", 2.0, 8, 4)
-        whole = float(_pushes._score(alone, adapted, pushes, "after"))
-        added = _pushes._contributions(alone, adapted, pushes, "path")
+    with _easiest._frozen(adapted), pushes.acting():
+        _easiest._search(alone, adapted, pushes, "search", 2.0, 8, 4)
+        whole = float(_easiest._score(alone, adapted, pushes, "after"))
+        added = _easiest._contributions(alone, adapted, pushes, "path")
     nothing = Pushes(adapted, ground, torch.tensor([ANSWER]))
     with nothing.acting():
-        start = float(_pushes._score(alone, adapted, nothing, "before"))
+        start = float(_easiest._score(alone, adapted, nothing, "before"))
     assert whole - start > 0.2
     assert float(added.sum()) == pytest.approx(whole - start, rel=0.02)
 
@@ -135,7 +136,7 @@ def test_scales_are_root_mean_squares_of_what_masks_scale(context, model) -> Non
         adapted(**context.task.inputs(adapted, context.data))
     hook.remove()
     set_modes(adapted, statistics=False, dropout=False)
-    units, inputs = _pushes._grounds(context, adapted, len(context.shots))
+    units, inputs = _pushes.grounds(context, adapted, len(context.shots))
     scales = {**units.scales, **inputs.scales}
     assert inputs.shapes == {"pixel_values": torch.Size([3, 16, 16])}
     assert units.shapes[LAYER] == torch.Size([64])
@@ -150,6 +151,7 @@ def test_an_ascent_takes_steps_of_one_length_within_its_ball(model) -> None:
     ground = Ground("units", shapes, {name: torch.tensor(2.0) for name in shapes})
     pushes = Pushes(adapted, ground, torch.tensor([0, 1]))
     ascent = Ascent(pushes, 1.0)
+    ascent.param_groups[0]["lr"] = 0.3
 
     def lengths() -> torch.Tensor:
         return torch.cat([vector.detach().flatten(1) / 2 for vector in pushes.vectors.values()], 1).norm(dim=1)
@@ -172,19 +174,20 @@ def test_an_ascent_takes_steps_of_one_length_within_its_ball(model) -> None:
     ("scores", "found"),
     [
         ([-1.0, -6.0, -7.0, -8.0, -7.5], True),
+        ([-6.0, -7.0, -7.1, -7.2, -7.3], False),
         ([-5.0, -6.0, -7.0, -8.0, -7.5], False),
         ([-1.0, -9.0], False),
         ([-1.0], False),
     ],
 )
 def test_standing_out(scores: list[float], found: bool) -> None:
-    assert stands_out(torch.tensor(scores)) is found
+    assert stands_out(torch.tensor(scores), -12.0) is found
 
 
 def test_nothing_is_cut_where_no_answer_stands_out(context, model) -> None:
     model.vit.layers[1].mlp.fc2.weight[:, UNIT] = 0.0
     found = find(context, get_nft_model(model), 0.05, 0.15, 8)
-    assert not stands_out(found.scores)
+    assert not stands_out(found.scores, found.alone)
     assert len(found.cut) == 0
     assert [code for code, _ in found.doubts()] == ["nothing-stands-out"]
 

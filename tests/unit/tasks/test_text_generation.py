@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from hf_nft.errors import ConfigError, DataError
 from hf_nft.models.gpt2 import Gpt2
 from hf_nft.models.llama import SmallLlama
-from hf_nft.tasks.text_generation import IGNORED, Said, TextGeneration
+from hf_nft.tasks._tokens import IGNORED, Said
+from hf_nft.tasks.text_generation import TextGeneration
 from hf_nft.types import Batch, Draw, take
 
 torch.set_num_threads(1)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from hf_nft.defenses._easiest import usual_work
 from hf_nft.defenses._harm import TRIES
 from hf_nft.defenses.nft import NFT
 from hf_nft.models.base import image_processor
 from hf_nft.models.preact_resnet18 import PreActResNetConfig, PreActResNetForImageClassification
+from hf_nft.models.vit import SmallViT
 from hf_nft.purification import purify
 from hf_nft.tasks.image_classification import ImageClassification
 from hf_nft.workflows.estimate import COPIES, EVALUATED_ROWS, count, estimate, forwards, keeps_statistics
@@ -59,10 +61,17 @@ def test_tokens_cost_two_operations_per_weight() -> None:
     assert flop == linear + attention
 
 
+@pytest.fixture
+def vit(image_rows) -> torch.nn.Module:
+    return SmallViT(**SmallViT.tiny).build(image_rows(20, 16), 0)[0].eval()
+
+
 @pytest.mark.parametrize("exposed", [False, True])
 def test_the_work_is_what_a_run_records(image_model, image_task, image_shots, exposed: bool) -> None:
     """The suspect may unlearn in fewer steps, and fewer sizes of the cut be tried; so the count is an upper bound."""
-    nft = NFT(batch_size=8, steps=6, mixed_precision="no", exposures=1, unlearn_steps=2, relearn_passes=2)
+    nft = NFT(
+        batch_size=8, steps=6, mixed_precision="no", exposures=1, unlearn_steps=2, relearn_passes=2, pushes="never"
+    )
     if exposed:
         nft = dataclasses.replace(nft, excess=0.0, outliers=0.0)
     assert keeps_statistics(image_model)
@@ -70,6 +79,14 @@ def test_the_work_is_what_a_run_records(image_model, image_task, image_shots, ex
     done = purify(image_model, image_task, image_shots, nft).sample_forwards
     spared = 2 * 8 * 3 if exposed else TRIES * len(image_shots)
     assert expected - spared <= done <= expected
+
+
+def test_pushes_take_about_what_they_usually_take(vit, image_task, image_shots) -> None:
+    nft = NFT(batch_size=8, steps=0, mixed_precision="no")
+    expected = forwards(nft, image_task, False, len(image_shots), 4)
+    assert expected == usual_work(4, len(image_shots))
+    done = purify(vit, image_task, image_shots, nft).sample_forwards
+    assert 0.1 * expected < done < 3 * expected
 
 
 def test_the_estimate_grows_as_it_should() -> None:

@@ -26,10 +26,11 @@ NO_STATISTICS: dict[str, Any] = {"excess": 0.0, "outliers": 0.0}
 SWITCHES: dict[str, dict[str, Any]] = {
     "default": {},
     "no cut by size": {"excess": 0.0},
+    "large cut whatever the harm": {"needed": 1e9},
     "no cut of outliers": {"outliers": 0.0},
     "no further outliers": {"outliers_most": 0.0},
     "further outliers whatever the harm": {"harm": 1e9},
-    "no cut at all": {**NO_STATISTICS, "exposures": 0, "cut": 0.0},
+    "no cut at all": {**NO_STATISTICS, "pushes": "never", "exposures": 0, "cut": 0.0},
     "cut alone": {"steps": 0},
     "no MixUp": {"mixup_alpha": 0.0},
     "learn from labels": {"objective": "labels"},
@@ -42,11 +43,13 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "masks silence the bias": {"mask_bias": True},
     "stem masked": {"mask_stem": True},
     "exponential floor": {"schedule": "exponential"},
+    "pushes beside statistics": {"pushes": "always"},
+    "pushes instead of statistics": {**NO_STATISTICS, "pushes": "always"},
+    "exposures instead of pushes": {"pushes": "never"},
     "exposures beside statistics": {"expose_always": True},
     "exposures instead of statistics": {**NO_STATISTICS, "expose_always": True},
 }
-"""What differs from the default, by row. Without a cut by statistics the default would expose; `no cut at all` forbids
-it, so that distillation alone is left."""
+"""What differs from the default, by row; `no cut at all` leaves distillation alone."""
 
 
 def main() -> None:

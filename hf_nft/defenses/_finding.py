@@ -64,7 +64,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         found.doubt("few-shots", f"{len(context.shots)} clean examples in all: chance hides what they show")
     if excess is not None:
         sure = (nft.excess, nft.outliers)
-        cut, why, needed = choose(context, model, excess, sure, nft.outliers_most, nft.harm, nft.batch_size)
+        cut, why, needed = choose(context, model, excess, sure, nft.needed, nft.outliers_most, nft.harm, nft.batch_size)
         found.add([cut], {**excess.evidence(), **why})
         found.doubts += excess.doubts() + needed
         if nft.augment == "default":  # better than the task's first: what the suspect was trained with

@@ -21,8 +21,6 @@ SIZES = 20
 """Sizes of the cut that are tried along the line of candidates, evenly spaced."""
 TRIES = SIZES + 4
 """Most passes over the shots: the suspect itself, twice, the largest units, what is cut in any case, and the sizes."""
-NEEDED = 1.0
-"""Harm in nats of what is cut for its size beyond which clean examples need it, so that no backdoor explains it."""
 
 
 def ceilings(model: nn.Module, cut: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -39,6 +37,7 @@ def choose(
     model: nn.Module,
     excess: Excess,
     sure: tuple[float, float],
+    needed: float,
     most: float,
     harm: float,
     batch_size: int,
@@ -54,6 +53,7 @@ def choose(
         excess: Scores of all units.
         sure: Largest shares of all units that are cut first, for their size and as outliers of their layer, in
             [0, 1); 0: none.
+        needed: How far cutting the large ones may take the answers to clean shots, in nats; beyond it they are spared.
         most: Largest share of outliers where clean shots do not notice, in [0, 1).
         harm: How far the answers to clean shots may go from the suspect's where more is cut, in nats, see `harmless`.
             Few shots have no say.
@@ -64,7 +64,7 @@ def choose(
     """
     large, outliers = excess.largest(sure[0]), excess.outliers(sure[1])
     doubts: tuple[tuple[str, str], ...] = ()
-    if len(large) and (harm_alone := _harm_alone(context, model, large, batch_size)) > NEEDED:
+    if len(large) and (harm_alone := _harm_alone(context, model, large, batch_size)) > needed:
         text = f"the {len(large)} units that vary most are needed: cutting them moves clean answers by"
         doubts = (("needed-units", f"{text} {harm_alone:.1f} nats"),)
         large = large[:0]

@@ -2,9 +2,10 @@
 
 Two presets. `paper` is the published method, setting by setting (its release's values). `default` keeps the masks and
 their upper bound but chooses which to lower to 0 and pin there: by what the suspect's BatchNorm statistics remember of
-the trigger (see `_statistics`), or, in a network without such, by exposing the backdoor (see `_exposure`). It wins the
-accuracy back by distilling from the suspect, under MixUp where the task has it so, with its BatchNorm statistics left
-alone. Every difference is one setting.
+the trigger (see `_statistics`); where they show nothing, by the answer that is easiest to reach (see `_easiest`); in
+tasks without classes, by exposing the backdoor (see `_exposure`). It wins the accuracy back by distilling from the
+suspect, under MixUp where the task has it so, with its BatchNorm statistics left alone. Every difference is one
+setting.
 """
 
 import dataclasses
@@ -51,8 +52,8 @@ class NFT(Defense):
     """Neural Mask Fine-Tuning.
 
     Source: Karim et al., Augmented Neural Fine-Tuning for Efficient Backdoor Purification, ECCV 2024, arXiv
-    2407.10052: objective and bound; values of `paper` from its release. What to cut: see `_statistics` and `_exposure`.
-    Distillation: arXiv 1503.02531.
+    2407.10052: objective and bound; values of `paper` from its release. What to cut: see `_statistics`, `_easiest`,
+    `_exposure`. Distillation: arXiv 1503.02531.
     """
 
     name = "nft"
@@ -87,6 +88,7 @@ class NFT(Defense):
     )
     dropout: bool = setting(False, "whether dropout acts while masks train")
     excess: float = setting(0.05, "share of units cut at most for the variance that clean shots leave unexplained")
+    needed: float = setting(1.0, "harm of those for clean shots beyond which they are spared, in nats, >= 0")
     outliers: float = setting(0.01, "share of units cut at most as outliers of their layer in that variance")
     outliers_most: float = setting(0.05, "largest such share, where clean shots do not notice")
     harm: float = setting(0.15, "how far cutting more may take the answers to clean shots, in nats, >= 0")
@@ -99,7 +101,7 @@ class NFT(Defense):
     statistics_passes: int = setting(
         10, "passes over the shots under each augmentation to measure their statistics, >= 1"
     )
-    exposures: int = setting(4, "exposures to rank units by where the suspect keeps no statistics; 0: none")
+    exposures: int = setting(4, "exposures to rank units by, without statistics and pushes; 0: none")
     expose_always: bool = setting(False, "expose also where the suspect keeps statistics")
     unlearn_lrs: tuple[float, ...] = setting((0.01, 0.02), "learning rates of unlearning, taken in turn")
     unlearn_clip: float = setting(1.0, "largest gradient norm of unlearning, > 0")
@@ -126,6 +128,7 @@ class NFT(Defense):
             (self.exposures >= 0, f"exposures: expected >= 0, found {self.exposures}"),
             (0 <= self.cut < 1, f"cut: expected in [0, 1), found {self.cut}"),
             (0 <= self.excess < 1, f"excess: expected in [0, 1), found {self.excess}"),
+            (self.needed >= 0, f"needed: expected >= 0, found {self.needed}"),
             (self.harm >= 0, f"harm: expected >= 0, found {self.harm}"),
             (0 <= self.outliers < 1, f"outliers: expected in [0, 1), found {self.outliers}"),
             (0 <= self.outliers_most < 1, f"outliers_most: expected in [0, 1), found {self.outliers_most}"),

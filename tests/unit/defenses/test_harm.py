@@ -8,7 +8,6 @@ import torch
 
 from hf_nft.acceleration import make_accelerator
 from hf_nft.adapter import get_nft_model, masks
-from hf_nft.defenses import _harm
 from hf_nft.defenses._harm import ceilings, choose, harmless
 from hf_nft.defenses._statistics import Excess
 from hf_nft.defenses.base import Context
@@ -86,7 +85,7 @@ def test_what_is_sure_is_cut_and_outliers_follow_as_far_as_enough_shots_allow(ad
 
     def chosen(harm: float) -> tuple[set[int], dict[str, Any]]:
         again = dataclasses.replace(context, loop=Loop(make_accelerator("no"), 0))
-        cut, told, _ = choose(again, model, excess, (two, two), 0.5, harm, 8)
+        cut, told, _ = choose(again, model, excess, (two, two), 1e9, 0.5, harm, 8)
         assert len(cut) == len(cut.unique())
         return set(cut.tolist()), told
 
@@ -98,7 +97,7 @@ def test_what_is_sure_is_cut_and_outliers_follow_as_far_as_enough_shots_allow(ad
 
 
 @pytest.mark.parametrize("needed", [False, True])
-def test_what_clean_examples_need_is_not_cut_for_its_size(adapted, monkeypatch, needed: bool) -> None:
+def test_what_clean_examples_need_is_not_cut_for_its_size(adapted, needed: bool) -> None:
     """The limit lies just above the harm of the largest units, or just below it."""
     context, model = adapted
     total = sum(mask.numel() for mask in masks(model).values())
@@ -109,8 +108,8 @@ def test_what_clean_examples_need_is_not_cut_for_its_size(adapted, monkeypatch, 
     assert len(large) == round(0.4 * total)
     harm = divergence(context, model, large)
     assert harm > 0
-    monkeypatch.setattr(_harm, "NEEDED", harm * (0.9 if needed else 1.1))
-    cut, told, doubts = choose(context, model, excess, (0.4, 0.0), 0.0, 0.1, 8)
+    limit = harm * (0.9 if needed else 1.1)
+    cut, told, doubts = choose(context, model, excess, (0.4, 0.0), limit, 0.0, 0.1, 8)
     assert set(cut.tolist()) == (set() if needed else set(large.tolist()))
     assert told["cut_by_size"] == len(cut)
     assert [code for code, _ in doubts] == ["needed-units"] * needed

@@ -224,6 +224,7 @@ def _search(
         passes=2,
     )
     context.loop.run(stage, model, lambda: dict(pushes.vectors))
+    del context.loop.losses[name]  # what it came to is the score
 
 
 def _score(context: Context, model: nn.Module, pushes: Pushes, name: str) -> torch.Tensor:
@@ -262,6 +263,7 @@ def _contributions(context: Context, model: nn.Module, pushes: Pushes, name: str
         passes=2,
     )
     context.loop.run(stage, model, lambda: dict(pushes.gates))
+    del context.loop.losses[name]
     pushes.tracing, pushes.strength = False, 1.0
     every = {name: torch.zeros_like(layer.nft_mask["default"]) for name, layer in mask_layers(model).items()}
     return torch.cat([gate.detach().cpu() for gate in (every | pushes.gates).values()])

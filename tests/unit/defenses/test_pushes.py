@@ -203,4 +203,5 @@ def test_the_default_cure_pushes_a_network_without_statistics(context, model) ->
     assert result.details["cut_by_push"] == result.details["units_cut"] >= 1
     assert math.isfinite(result.details["push_radius"])
     assert "no-statistics" in dict(result.doubts)
+    assert list(result.losses) == ["masks"], "searches leave no curve"
     assert "ranking" not in result.details, "exposures are for tasks without classes"

@@ -66,11 +66,10 @@ class Pushes:
             return x
         shape = [1] * x.dim()
         shape[axis] = -1
-        pushed = x
-        if name in self.vectors:
+        pushed, rows = x, len(x) // len(self.which)  # a row may be several frames or windows
+        if name in self.vectors and len(x) == rows * len(self.which):  # else it knows no rows, as a table of positions
             vector = self.vectors[name][self.which] * self.strength
             vector = vector if gain is None else vector * gain.detach()
-            rows = len(x) // len(vector)  # a row may be several frames or windows
             pushed = x + vector.to(x.dtype).repeat_interleave(rows, 0).view(len(x), *shape[1:])
         if not self.tracing:
             return pushed

@@ -45,7 +45,7 @@ def choose(
     """Choose units by their excess variance: those that are sure, then as many outliers as clean shots do not notice.
 
     Units that are large are sure only if clean shots can do without: where whole layers vary more than the shots show,
-    other augmentation or other data explain it, and nothing is cut for its size.
+    other augmentation or other data explain it, and its outliers alone are cut.
 
     Args:
         context: What the defense sees.
@@ -68,7 +68,7 @@ def choose(
         text = f"the {len(large)} units that vary most are needed: cutting them moves clean answers by"
         doubts = (("needed-units", f"{text} {harm_alone:.1f} nats"),)
         large = large[:0]
-    cut, line = torch.cat([outliers, large]).unique(), excess.further(most if sure[1] else 0.0)
+    cut, line = torch.cat([outliers, large]).unique(), excess.further(most if sure[1] and not doubts else 0.0)
     line = line[~torch.isin(line, cut)]
     allowed = harm if excess.shots >= ENOUGH else math.inf
     kept, curve = harmless(context, model, cut, line, allowed, batch_size)

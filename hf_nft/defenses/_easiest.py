@@ -18,8 +18,7 @@ Source: this package's. That the attacker's answer is near from everywhere is th
 (IEEE S&P 2019), there for inputs alone; conductance is Dhamdhere et al., arXiv 1805.12233.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +27,11 @@ from torch import nn
 
 from hf_nft.adapter import mask_layers, masks
 from hf_nft.defenses._harm import ask, harm_of, hold
-from hf_nft.defenses._pushes import WHICH, Ascent, Ground, Pushes, grounds
+from hf_nft.defenses._pushes import Ascent, Ground, Pushes, aimed, frozen, grounds
 from hf_nft.defenses.base import Context, set_modes
+from hf_nft.errors import DivergedError
 from hf_nft.loop import Stage
-from hf_nft.types import Draw, take
+from hf_nft.types import Draw
 
 RADII = tuple(2 ** (step / 2) for step in range(-2, 13))
 """Sizes of a push that are tried in turn, 0.5 to 64."""
@@ -40,8 +40,8 @@ NEAR, REACHED = 0.5, 0.1
 all of them."""
 STEPS, ROWS = 8, 8
 """Steps of each answer at each size, and rows of each of them."""
-TOGETHER = 64
-"""Answers that are pushed to in one step at most."""
+TOGETHER = 4
+"""Rows of a step in batches: most of a step's rows are there for their own answer alone."""
 AIMED_STEPS, AIMED_ROWS = 16, 64
 """Steps and rows of a search for one answer alone."""
 SCORED = 32
@@ -113,13 +113,16 @@ def stands_out(scores: torch.Tensor, alone: float) -> bool:
     return first - second > max(APART * (second - float(scores.median())), LEAD * -alone)
 
 
-def find(context: Context, model: nn.Module, most: float, harm: float, batch_size: int) -> Pushed:
+def find(
+    context: Context, model: nn.Module, already: torch.Tensor, most: float, harm: float, batch_size: int
+) -> Pushed:
     """Find the answer that a push reaches most easily, and cut the units that it goes through.
 
     Args:
         context: What the defense sees; its task has classes.
         model: The suspect with an NFT adapter; all masks are at 1, and are again in the end.
-        most: Largest share of all units that is cut, in [0, 1).
+        already: Units that are cut in any case, int64; they stay cut while others are looked for.
+        most: Largest share of all units that is cut beside them, in [0, 1).
         harm: How far the answers to clean shots may go from the suspect's, in nats, see `_harm`.
         batch_size: Rows per forward pass, >= 1.
 
@@ -127,23 +130,27 @@ def find(context: Context, model: nn.Module, most: float, harm: float, batch_siz
         What was found; nothing is cut where no answer stands out.
     """
     set_modes(model, statistics=False, dropout=False)
-    units = sum(mask.numel() for mask in masks(model).values())
+    limit = round(most * sum(mask.numel() for mask in masks(model).values()))
     for ground in grounds(context, model, batch_size):
-        found = context.loop.once(f"pushes on {ground.kind}", lambda ground=ground: _easiest(context, model, ground))  # type: ignore[misc]
+
+        def easiest(ground: Ground = ground) -> torch.Tensor:
+            return _easiest(context, model, ground, already, batch_size)
+
+        found = context.loop.once(f"pushes on {ground.kind}", easiest)
         scores, (alone, radius) = found[:-2], found[-2:].tolist()
         if stands_out(scores, alone):
             break
-    cut, curve = torch.empty(0, dtype=torch.int64), dict[int, tuple[float, float]]()
-    while stands_out(scores, alone) and len(cut) < round(most * units):
+    cut, curve = already[:0], dict[int, tuple[float, float]]()
+    while stands_out(scores, alone) and len(cut) < limit:
 
         def further(cut: torch.Tensor = cut) -> torch.Tensor:
-            return _further(context, model, ground, scores, radius, cut, harm, batch_size)
+            return _further(context, model, ground, scores, radius, torch.cat([already, cut]), harm, batch_size)
 
         score, moved, *more = context.loop.once(f"push past {len(cut)} units", further).tolist()
         curve[len(cut)] = (moved, score)
         if not more or score < scores.sort().values[-2]:
             break
-        cut = torch.cat([cut, torch.tensor(more).long()])[: round(most * units)]
+        cut = torch.cat([cut, torch.tensor(more).long()])[:limit]
     return Pushed(ground.kind, scores, alone, radius, cut, curve)
 
 
@@ -162,21 +169,29 @@ def usual_work(classes: int, shots: int) -> int:
     return shots + 2 * search + 3 * round_of_cuts
 
 
-def _easiest(context: Context, model: nn.Module, ground: Ground) -> torch.Tensor:
+def _easiest(
+    context: Context, model: nn.Module, ground: Ground, already: torch.Tensor, batch_size: int
+) -> torch.Tensor:
     """Push to every answer, harder until one is near and stands out, or is reached.
 
     Returns the scores, then their median without a push, then the size.
     """
     aims = torch.arange(context.task.classes(model), device=context.loop.accelerator.device)
-    pushes, scores, radius = Pushes(model, ground, aims), torch.zeros(0), 0.0
-    with _frozen(model), pushes.acting():
-        alone = float(_score(context, model, pushes, "score without a push").median())
+    pushes, radius = Pushes(model, ground, aims), 0.0
+    hold(model, already)
+    with frozen(model), pushes.acting():
+        scores = _score(context, model, pushes, "score without a push")
+        alone = float(scores.median())
         for radius in RADII:
             name = f"push on {ground.kind} of {radius:.3g}"
-            _search(context, model, pushes, name, radius, STEPS, ROWS)
-            scores = _score(context, model, pushes, f"{name}: score")
+            try:
+                _search(context, model, pushes, name, radius, STEPS, ROWS, batch_size)
+                scores = _score(context, model, pushes, f"{name}: score")
+            except DivergedError:  # more than half precision holds: the size before is the last one
+                break
             if scores.max() >= REACHED * alone or (scores.max() >= NEAR * alone and stands_out(scores, alone)):
                 break
+    hold(model, already[:0])
     return torch.cat([scores, torch.tensor([alone, radius])])
 
 
@@ -194,8 +209,8 @@ def _further(
     asked, name = ask(context, model, batch_size), f"push past {len(cut)} units"
     pushes = Pushes(model, ground, scores.argmax()[None].to(context.loop.accelerator.device))
     moved = harm_of(context, model, asked, cut)
-    with _frozen(model), pushes.acting():
-        _search(context, model, pushes, name, radius, AIMED_STEPS, AIMED_ROWS)
+    with frozen(model), pushes.acting():
+        _search(context, model, pushes, name, radius, AIMED_STEPS, AIMED_ROWS, batch_size)
         score = float(_score(context, model, pushes, f"{name}: score"))
         added = _contributions(context, model, pushes, f"{name}: path")
     order = added.argsort(descending=True)
@@ -209,15 +224,23 @@ def _further(
 
 
 def _search(
-    context: Context, model: nn.Module, pushes: Pushes, name: str, radius: float, steps: int, rows: int
+    context: Context,
+    model: nn.Module,
+    pushes: Pushes,
+    name: str,
+    radius: float,
+    steps: int,
+    rows: int,
+    batch_size: int,
 ) -> None:
-    """Learn the pushes of one size, each for so many steps on so many shots."""
-    groups = torch.arange(len(pushes.aims)).split(TOGETHER)
+    """Learn the pushes of one size, each for so many steps on so many shots, a few batches together."""
+    parts = math.ceil(rows * len(pushes.aims) / (TOGETHER * batch_size))
+    groups = torch.arange(len(pushes.aims)).tensor_split(min(parts, len(pushes.aims)))
     ascent, first, total = Ascent(pushes, radius), STRIDE * radius, steps * len(groups)
     stage = Stage(
         name,
         total,
-        lambda step, stream: _aimed(context, groups[step % len(groups)], stream, rows),
+        lambda step, stream: aimed(context, groups[step % len(groups)], stream, rows),
         lambda network, part: pushes.objective(context, network, part),
         ascent,
         lambda step: first * (1 - 5 / 6 * step / total),
@@ -232,7 +255,7 @@ def _score(context: Context, model: nn.Module, pushes: Pushes, name: str) -> tor
     stage = Stage(
         name,
         len(pushes.aims),
-        lambda step, _: _aimed(context, torch.tensor([step]), torch.Generator().manual_seed(0), SCORED),
+        lambda step, _: aimed(context, torch.tensor([step]), torch.Generator().manual_seed(0), SCORED),
         lambda network, part: pushes.objective(context, network, part),
         None,
     )
@@ -250,7 +273,7 @@ def _contributions(context: Context, model: nn.Module, pushes: Pushes, name: str
 
     def draw(step: int, stream: torch.Generator) -> Draw:
         pushes.tracing, pushes.strength = True, (step + 0.5) / POINTS
-        return _aimed(context, torch.tensor([0]), stream, AIMED_ROWS)
+        return aimed(context, torch.tensor([0]), stream, AIMED_ROWS)
 
     summing = torch.optim.SGD(gates, lr=1.0)  # each step's gradient is taken off, so they add up
     stage = Stage(
@@ -260,31 +283,10 @@ def _contributions(context: Context, model: nn.Module, pushes: Pushes, name: str
         lambda network, part: pushes.objective(context, network, part),
         summing,
         lambda step: 1 / POINTS,
-        passes=2,
+        passes=3,
     )
     context.loop.run(stage, model, lambda: dict(pushes.gates))
     del context.loop.losses[name]
     pushes.tracing, pushes.strength = False, 1.0
     every = {name: torch.zeros_like(layer.nft_mask["default"]) for name, layer in mask_layers(model).items()}
     return torch.cat([gate.detach().cpu() for gate in (every | pushes.gates).values()])
-
-
-def _aimed(context: Context, pushes: torch.Tensor, stream: torch.Generator, rows: int) -> Draw:
-    """Draw so many shots for each push, with the push's number beside each."""
-    device = context.loop.accelerator.device
-    which = pushes.repeat_interleave(rows)
-    chosen = torch.randint(len(context.shots), (len(which),), generator=stream)
-    return Draw({**take(context.data, chosen.to(device)), WHICH: which.to(device)})
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Take no gradients of masks while this lasts."""
-    learnt = list(masks(model).values())
-    for mask in learnt:
-        mask.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for mask in learnt:
-            mask.requires_grad_(True)

@@ -10,6 +10,7 @@ from torch import nn
 from hf_nft.defenses._easiest import find
 from hf_nft.defenses._exposure import Exposure, Ranking, rank
 from hf_nft.defenses._harm import choose
+from hf_nft.defenses._pushes import can_push
 from hf_nft.defenses._statistics import ENOUGH, excess_variance
 from hf_nft.defenses.base import Context
 from hf_nft.types import Draw, take
@@ -44,8 +45,8 @@ class Finding:
 def look(nft: Any, context: Context, model: nn.Module) -> Finding:
     """Choose the units to cut.
 
-    The suspect's own statistics are asked first. Where it keeps none or they show nothing, pushes are tried; tasks
-    without classes, which pushes need, are exposed.
+    The suspect's own statistics are asked first. Where it keeps none or they show nothing, pushes are tried. They need
+    three classes and a layer whose features lie on a known axis; else a suspect that keeps no statistics is exposed.
 
     Args:
         nft: The settings of NFT.
@@ -70,13 +71,13 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         if nft.augment == "default":  # better than the task's first: what the suspect was trained with
             found.augment = excess.augment
     seen = excess is not None and not {"nothing-stands-out", "needed-units"} & dict(found.doubts).keys()
-    push = nft.pushing(seen, context.task.classes(context.model))
+    push = can_push(model) and nft.pushing(seen, context.task.classes(context.model))
     expose = nft.exposures > 0 and ((excess is None and not push) or nft.expose_always)
     if excess is None and looked:
         instead = "pushes were tried" if push else "it was exposed" if expose else "nothing was cut"
         found.doubt("no-statistics", f"the suspect keeps no running statistics: {instead} instead")
     if push:
-        pushed = find(context, model, nft.pushed_most, nft.pushed_harm, nft.batch_size)
+        pushed = find(context, model, found.cut, nft.pushed_most, nft.pushed_harm, nft.batch_size)
         found.add([pushed.cut], pushed.evidence())
         found.doubts += pushed.doubts()
     if expose:

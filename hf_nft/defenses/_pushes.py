@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_nft.adapter import NFTLayer, mask_layers
+from hf_nft.adapter import NFTLayer, mask_layers, masks
 from hf_nft.adapter.rules import expand_groups
 from hf_nft.defenses._harm import ask
 from hf_nft.defenses.base import Context, label_loss
@@ -137,7 +137,8 @@ class Ascent(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Go down the loss, and back to the ball."""
         group = self.param_groups[0]
-        vectors, gradients = group["params"], [vector.grad for vector in group["params"]]
+        vectors = group["params"]
+        gradients = [torch.zeros_like(v) if v.grad is None else v.grad for v in vectors]  # a layer may be passed by
         steepest = [g * scale.square() for g, scale in zip(gradients, self.scales, strict=True)]
         length = self._length(steepest).clamp(min=1e-12)
         for vector, direction in zip(vectors, steepest, strict=True):
@@ -157,6 +158,7 @@ def _rows(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def side_of(layer: NFTLayer) -> str:
+    """Return where the mask of a layer's adapter sits."""
     return layer.specs["default"].side
 
 
@@ -167,6 +169,11 @@ def _width(layer: NFTLayer) -> int:
         return layer.nft_mask["default"].numel()
     assert isinstance(weight, torch.Tensor)
     return weight.shape[rule.in_axis]
+
+
+def can_push(model: nn.Module) -> bool:
+    """Whether some masked layer of an adapted model can be pushed, and what goes through it told."""
+    return any(_pushable(layer) for layer in mask_layers(model).values())
 
 
 def _pushable(layer: NFTLayer) -> bool:
@@ -222,3 +229,24 @@ def _scales(context: Context, model: nn.Module, names: list[str], batch_size: in
         for hook in hooks:
             hook.remove()
     return {name: value if value > 0 else torch.ones_like(value) for name, value in zip(sums, values, strict=True)}
+
+
+def aimed(context: Context, pushes: torch.Tensor, stream: torch.Generator, rows: int) -> Draw:
+    """Draw so many shots for each push, with the push's number beside each."""
+    device = context.loop.accelerator.device
+    which = pushes.repeat_interleave(rows)
+    chosen = torch.randint(len(context.shots), (len(which),), generator=stream)
+    return Draw({**take(context.data, chosen.to(device)), WHICH: which.to(device)})
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Take no gradients of masks while this lasts."""
+    learnt = list(masks(model).values())
+    for mask in learnt:
+        mask.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for mask in learnt:
+            mask.requires_grad_(True)

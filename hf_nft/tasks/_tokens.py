@@ -61,6 +61,7 @@ class Expected(NamedTuple):
 
 
 def expected(draw: Draw, length: int) -> Expected:
+    """Say what a draw expects of a model that reads rows of `length` tokens."""
     tokens, weights = [], []
     for batch, share in draw.label_sets:
         labels = resized(batch["labels"][:, 1:], length, IGNORED)

@@ -179,17 +179,22 @@ class TextGeneration(Task):
 
         Whatever the model does to its logits after the head it must do to each position alone, as all known ones do.
         """
-        rows = len(draw.batch["labels"])
         length = max(used(batch) for batch, _ in draw.label_sets)
-        kept = expected(draw, length).positions
+        kept, done = expected(draw, length).positions, list[bool]()
 
-        def select(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        def select(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             hidden, *others = args
-            return (hidden.reshape(1, rows * length, -1)[:, kept], *others)
+            done.append(True)
+            return (hidden.flatten(0, -2)[None, kept], *others)
 
         head = model.get_output_embeddings()  # type: ignore[operator]
-        with head.register_forward_pre_hook(select):
-            return Said(super().forward(model, draw).logits[0], length)
+        hook = head.register_forward_pre_hook(select) if head is not None else None
+        try:
+            logits = super().forward(model, draw).logits
+        finally:
+            if hook is not None:
+                hook.remove()
+        return Said(logits[0] if done else logits.flatten(0, 1)[kept], length)
 
     def loss(self, output: Any, draw: Draw) -> torch.Tensor:
         """Cross-entropy of the response tokens: mean over each row's own tokens, then over rows."""

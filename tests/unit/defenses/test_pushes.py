@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hf_nft.acceleration import make_accelerator
-from hf_nft.adapter import get_nft_model, mask_layers, masks
+from hf_nft.adapter import NFTConfig, get_nft_model, mask_layers, masks
 from hf_nft.defenses import _easiest, _pushes
 from hf_nft.defenses._easiest import find, stands_out
 from hf_nft.defenses._pushes import Ascent, Ground, Pushes
@@ -20,6 +20,7 @@ from hf_nft.models.vit import SmallViT
 from hf_nft.purification import purify
 from hf_nft.types import Batch, Draw, take
 
+NONE = torch.empty(0, dtype=torch.int64)
 ANSWER, UNIT, LAYER = 2, 5, "vit.layers.1.mlp.fc2"
 
 
@@ -64,7 +65,7 @@ def place(model: nn.Module) -> int:
 def test_the_wired_answer_and_its_unit_are_found_and_nothing_is_changed(context, model) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     adapted = get_nft_model(model)
-    found = find(context, adapted, 0.05, 0.15, 8)
+    found = find(context, adapted, NONE, 0.05, 0.15, 8)
     assert stands_out(found.scores, found.alone)
     assert int(found.scores.argmax()) == ANSWER
     assert int(found.cut[0]) == place(adapted)
@@ -116,8 +117,8 @@ def test_contributions_add_up_to_what_the_push_does(context, model, monkeypatch)
     everything = take(context.data, slice(None))
     one = dataclasses.replace(context.shots, batch=take(everything, slice(0, 1)))  # all rows drawn are this one
     alone = dataclasses.replace(context, shots=one, data=one.batch)
-    with _easiest._frozen(adapted), pushes.acting():
-        _easiest._search(alone, adapted, pushes, "search", 2.0, 8, 4)
+    with _pushes.frozen(adapted), pushes.acting():
+        _easiest._search(alone, adapted, pushes, "search", 2.0, 8, 4, 8)
         whole = float(_easiest._score(alone, adapted, pushes, "after"))
         added = _easiest._contributions(alone, adapted, pushes, "path")
     nothing = Pushes(adapted, ground, torch.tensor([ANSWER]))
@@ -186,7 +187,7 @@ def test_standing_out(scores: list[float], found: bool) -> None:
 
 def test_nothing_is_cut_where_no_answer_stands_out(context, model) -> None:
     model.vit.layers[1].mlp.fc2.weight[:, UNIT] = 0.0
-    found = find(context, get_nft_model(model), 0.05, 0.15, 8)
+    found = find(context, get_nft_model(model), NONE, 0.05, 0.15, 8)
     assert not stands_out(found.scores, found.alone)
     assert len(found.cut) == 0
     assert [code for code, _ in found.doubts()] == ["nothing-stands-out"]
@@ -205,3 +206,25 @@ def test_the_default_cure_pushes_a_network_without_statistics(context, model) ->
     assert "no-statistics" in dict(result.doubts)
     assert list(result.losses) == ["masks"], "searches leave no curve"
     assert "ranking" not in result.details, "exposures are for tasks without classes"
+
+
+def test_units_that_are_cut_already_stay_cut_and_are_not_cut_again(context, model) -> None:
+    adapted = get_nft_model(model)
+    wired = torch.tensor([place(adapted)])
+    found = find(context, adapted, wired, 0.05, 0.15, 8)
+    assert int(wired) not in found.cut.tolist()
+    assert not stands_out(found.scores, found.alone), "the only way was cut before"
+    assert all(bool((mask == 1).all()) for mask in masks(adapted).values())
+
+
+def test_norms_whose_axis_is_not_known_are_exposed_instead(model) -> None:
+    assert _pushes.can_push(get_nft_model(copy.deepcopy(model)))
+    assert not _pushes.can_push(get_nft_model(model, NFTConfig(placement="norm")))
+
+
+def test_a_masked_layer_that_a_pass_leaves_out_is_not_pushed(context, model) -> None:
+    model.passed_by = nn.Linear(4, 4)
+    adapted = get_nft_model(model, NFTConfig(target_modules=[LAYER, "passed_by"]))
+    found = find(context, adapted, NONE, 0.05, 0.15, 8)
+    assert int(found.scores.argmax()) == ANSWER
+    assert found.cut.tolist()[0] == UNIT

@@ -289,6 +289,17 @@ def test_the_head_runs_where_an_answer_is_expected_alone(pair: tuple[nn.Module, 
     assert len(expected.logits) < 0.7 * whole.shape[0] * whole.shape[1]
 
 
+def test_a_model_without_a_separate_head_is_read_after_it(gpt2: tuple[nn.Module, TextGeneration], monkeypatch) -> None:
+    model, task = gpt2
+    batch = task.encode(ROWS)
+    with torch.no_grad():
+        usual = task.forward(model, Draw(batch))
+        monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+        found = task.forward(model, Draw(batch))
+    assert found.length == usual.length
+    assert torch.allclose(found.logits, usual.logits, atol=1e-4)
+
+
 # mixing
 
 

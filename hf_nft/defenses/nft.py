@@ -93,7 +93,7 @@ class NFT(Defense):
     outliers_most: float = setting(0.05, "largest such share, where clean shots do not notice")
     harm: float = setting(0.15, "how far cutting more may take the answers to clean shots, in nats, >= 0")
     pushes: Literal["auto", "always", "never"] = setting(
-        "auto", "look for an answer that a push on the units reaches easily: where statistics show nothing"
+        "auto", "look for an answer that a push reaches easily; auto: where statistics show nothing to cut"
     )
     pushed_most: float = setting(0.02, "share of units cut at most because that push goes through them, in [0, 1)")
     pushed_harm: float = setting(0.3, "how far that may take the answers to clean shots, in nats, >= 0")
@@ -102,7 +102,7 @@ class NFT(Defense):
         10, "passes over the shots under each augmentation to measure their statistics, >= 1"
     )
     exposures: int = setting(4, "exposures to rank units by, without statistics and pushes; 0: none")
-    expose_always: bool = setting(False, "expose also where the suspect keeps statistics")
+    expose_always: bool = setting(False, "expose also where something else was asked")
     unlearn_lrs: tuple[float, ...] = setting((0.01, 0.02), "learning rates of unlearning, taken in turn")
     unlearn_clip: float = setting(1.0, "largest gradient norm of unlearning, > 0")
     unlearn_steps: int = setting(60, "most steps of one unlearning, >= 1")

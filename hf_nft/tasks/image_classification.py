@@ -243,7 +243,7 @@ class ImageClassification(Task):
         return soften(output.logits, temperature)
 
     def divergence(self, output: Any, draw: Draw, temperature: float) -> torch.Tensor:
-        """Kullback-Leibler divergence of class distributions, mean over rows."""
+        """Kullback-Leibler divergence of class distributions, mean over rows (Hinton et al., arXiv 1503.02531)."""
         assert draw.answers is not None
         return kl_to(draw.answers, output.logits, temperature).mean()
 

@@ -207,7 +207,10 @@ class TextGeneration(Task):
         return soften(output.logits, temperature)
 
     def divergence(self, output: Any, draw: Draw, temperature: float) -> torch.Tensor:
-        """Kullback-Leibler divergence of next-token distributions at response tokens, averaged like the loss."""
+        """Kullback-Leibler divergence of next-token distributions at response tokens, averaged like the loss.
+
+        Source: Hinton et al., arXiv 1503.02531, section 2, at each position.
+        """
         assert draw.answers is not None
         each = kl_to(draw.answers, output.logits, temperature)
         return (each * expected(draw, output.length).weights.sum(1)).sum()

@@ -177,7 +177,7 @@ def _easiest(
     Returns the scores, then their median without a push, then the size.
     """
     aims = torch.arange(context.task.classes(model), device=context.loop.accelerator.device)
-    pushes, radius = Pushes(model, ground, aims), 0.0
+    pushes, reached = Pushes(model, ground, aims), 0.0
     hold(model, already)
     with frozen(model), pushes.acting():
         scores = _score(context, model, pushes, "score without a push")
@@ -189,10 +189,11 @@ def _easiest(
                 scores = _score(context, model, pushes, f"{name}: score")
             except DivergedError:  # more than half precision holds: the size before is the last one
                 break
+            reached = radius
             if scores.max() >= REACHED * alone or (scores.max() >= NEAR * alone and stands_out(scores, alone)):
                 break
     hold(model, already[:0])
-    return torch.cat([scores, torch.tensor([alone, radius])])
+    return torch.cat([scores, torch.tensor([alone, reached])])
 
 
 def _further(

@@ -15,6 +15,7 @@ from hf_nft.defenses._easiest import find, stands_out
 from hf_nft.defenses._pushes import Ascent, Ground, Pushes
 from hf_nft.defenses.base import Context, set_modes
 from hf_nft.defenses.nft import NFT
+from hf_nft.errors import DivergedError
 from hf_nft.loop import Loop
 from hf_nft.models.vit import SmallViT
 from hf_nft.purification import purify
@@ -70,11 +71,8 @@ def test_the_wired_answer_and_its_unit_are_found_and_nothing_is_changed(context,
     assert int(found.scores.argmax()) == ANSWER
     assert int(found.cut[0]) == place(adapted)
     assert found.curve[0][0] == pytest.approx(0, abs=1e-6), "nothing is cut yet"
-    assert (
-        found.evidence()["cut_by_push"]
-        == len(found.cut)
-        <= round(0.05 * sum(m.numel() for m in masks(adapted).values()))
-    )
+    units = sum(mask.numel() for mask in masks(adapted).values())
+    assert found.evidence()["cut_by_push"] == len(found.cut) <= round(0.05 * units)
     assert all(bool((mask == 1).all()) and mask.requires_grad for mask in masks(adapted).values())
     after = adapted.unload().state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -228,3 +226,23 @@ def test_a_masked_layer_that_a_pass_leaves_out_is_not_pushed(context, model) -> 
     found = find(context, adapted, NONE, 0.05, 0.15, 8)
     assert int(found.scores.argmax()) == ANSWER
     assert found.cut.tolist()[0] == UNIT
+
+
+def test_a_size_that_half_precision_cannot_hold_ends_the_search_before_it(context, model, monkeypatch) -> None:
+    usual = _easiest._search
+
+    def overflowing(context, model, pushes, name, radius, *others) -> None:
+        if radius > _easiest.RADII[2]:
+            raise DivergedError(name)
+        usual(context, model, pushes, name, radius, *others)
+
+    monkeypatch.setattr(_easiest, "_search", overflowing)
+    monkeypatch.setattr(_easiest, "NEAR", 0.0)  # nothing counts as found
+    monkeypatch.setattr(_easiest, "REACHED", 0.0)
+    adapted = get_nft_model(model)
+    set_modes(adapted, statistics=False, dropout=False)
+    ground = _pushes.grounds(context, adapted, 8)[0]
+    *scores, alone, radius = _easiest._easiest(context, adapted, ground, NONE, 8).tolist()
+    assert radius == pytest.approx(_easiest.RADII[2])
+    assert len(scores) == 6
+    assert max(scores) > alone

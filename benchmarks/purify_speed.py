@@ -84,7 +84,11 @@ def prepare(model_name: str, case: str, steps: int) -> Callable[[], float]:
     rows = BATCH[model_name]
     defense = CASES[case](rows)
     shots = Shots(batch, per_class=10)
-    setting = {"epochs": steps * rows // max(1, len(shots)) + 1} if case == "finetune" else {"steps": steps}
+    setting = (
+        {"steps": steps, "reuse": defense.echoes(task, len(shots))}  # as in a run of the preset's own length
+        if isinstance(defense, NFT)
+        else {"epochs": steps * rows // max(1, len(shots)) + 1}
+    )
 
     def run() -> float:
         from hf_nft.adapter import NFTLayer

@@ -24,7 +24,11 @@ from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_sta
 from hf_nft.loop import Stage
 from hf_nft.masks.penalties import l1_to_one, penalty_coefficient
 from hf_nft.masks.schedules import active_bounds, floors, project_
-from hf_nft.types import Draw, take
+from hf_nft.tasks.base import Task
+from hf_nft.types import Draw, shuffled, take
+
+ECHOES = 4
+"""Steps taken on one mixed or augmented draw: few enough that masks do not learn it by heart."""
 
 PAPER: dict[str, Any] = {
     "objective": "labels",
@@ -76,7 +80,9 @@ class NFT(Defense):
     )
     eta: float = setting(0.0, "weight of the pull towards 1, divided by the shots per class, >= 0")
     steps: int = setting(150, "optimizer steps of the masks, >= 0")
-    reuse: int = setting(4, "steps taken on one mixed batch, which the suspect then answers once, >= 1")
+    reuse: int | None = setting(
+        None, "steps taken on one batch, which the suspect answers once, >= 1; default 4, more where shots never change"
+    )
     optimizer: Literal["adam", "sgd"] = setting("adam", "optimizer of the masks")
     lr: float = setting(0.02, "learning rate at the start, > 0")
     lr_end: float = setting(0.0, "learning rate that the cosine runs to, >= 0")
@@ -121,7 +127,7 @@ class NFT(Defense):
             ((self.mixup_alpha or 0) >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
             (self.eta >= 0, f"eta: expected >= 0, found {self.eta}"),
             (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
-            (self.reuse >= 1, f"reuse: expected >= 1, found {self.reuse}"),
+            (self.reuse is None or self.reuse >= 1, f"reuse: expected >= 1, found {self.reuse}"),
             (self.lr > 0, f"lr: expected > 0, found {self.lr}"),
             (self.lr_passes is None or self.lr_passes >= 1, f"lr_passes: expected >= 1, found {self.lr_passes}"),
             (0 <= self.momentum < 1, f"momentum: expected in [0, 1), found {self.momentum}"),
@@ -168,7 +174,7 @@ class NFT(Defense):
             "masks": units,
             "masked_layers": len(learnt),
             "skipped_modules": len(skipped_modules(model.get_base_model())),
-            "mixup_alpha": self._alpha(context),
+            "mixup_alpha": self._alpha(context.task),
             "effective_eta": penalty_coefficient(self.eta, context.shots.per_class),
             "floors": bounds,
             "units_cut": len(found.cut),
@@ -194,8 +200,13 @@ class NFT(Defense):
         pull = penalty_coefficient(self.eta, context.shots.per_class)
         set_modes(model, statistics=self.bn_mode != "frozen_stats", dropout=self.dropout)
 
+        rows, echoes = self.batch_rows(task, len(context.shots)), self.echoes(task, len(context.shots))
+
         def sample(step: int, stream: torch.Generator) -> Draw:
-            return self.sample_mixed(context, stream, self._alpha(context))
+            if not self._steady(task):
+                return self.sample_mixed(context, stream, self._alpha(task))
+            chosen = shuffled(step // echoes, len(context.shots), rows, self.seed)
+            return Draw(take(context.data, chosen.to(loop.accelerator.device)))
 
         def ask(part: Draw) -> Draw:
             """Let the suspect answer: the same module with its masks switched off, as it was delivered."""
@@ -228,15 +239,42 @@ class NFT(Defense):
             self.rate,
             after_step,
             passes=2,
-            reuse=self.reuse,
+            reuse=echoes,
             prepare=ask if self.objective == "distill" else None,
         )
         loop.report = lambda: {"mask": float(torch.cat([m.detach() for m in learnt.values()]).mean())}
         loop.run(stage, model, lambda: live_state(model))
         average_statistics(context, model)
 
-    def _alpha(self, context: Context) -> float:
-        return context.task.mixup_alpha if self.mixup_alpha is None else self.mixup_alpha
+    def _alpha(self, task: Task) -> float:
+        return task.mixup_alpha if self.mixup_alpha is None else self.mixup_alpha
+
+    def _steady(self, task: Task) -> bool:
+        """Whether shots are shown as they are, neither mixed nor augmented, and `reuse` does not say how often."""
+        kind = task.augmentations[0] if self.augment == "default" else self.augment
+        return self.reuse is None and kind == "none" and self._alpha(task) == 0
+
+    def batch_rows(self, task: Task, shots: int) -> int:
+        """Return the rows of a step: `batch_size`, but no shot twice where shots are shown as they are."""
+        return min(self.batch_size, shots) if self._steady(task) else self.batch_size
+
+    def echoes(self, task: Task, shots: int) -> int:
+        """Return how many steps are taken on one draw.
+
+        What the suspect says to shots that are neither mixed nor augmented never changes, so each is asked about once.
+
+        Args:
+            task: The suspect's task.
+            shots: Number of clean rows.
+
+        Returns:
+            `reuse` where it is set.
+
+        Source: data echoing, arXiv 1907.05550.
+        """
+        if not self._steady(task):
+            return self.reuse or ECHOES
+        return max(ECHOES, math.ceil(self.steps / math.ceil(shots / self.batch_size)))
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: a cosine from `lr` to `lr_end`, stepped `lr_passes` times if set.

@@ -122,7 +122,8 @@ def forwards(nft: Any, task: Task, statistics: bool, shots: int, classes: int = 
     else:
         relearn = nft.relearn_passes * max(1, round(shots / nft.batch_size))
         found = nft.exposures * min(shots, nft.batch_size) * (3 * nft.unlearn_steps + 2 * relearn)
-    return found + nft.batch_size * (2 * nft.steps + math.ceil(nft.steps / nft.reuse))
+    rows, echoes = nft.batch_rows(task, shots), nft.echoes(task, shots)
+    return found + rows * (2 * nft.steps + math.ceil(nft.steps / echoes))
 
 
 def count(model: nn.Module, task: Task) -> tuple[float, int]:

@@ -23,6 +23,7 @@ from hf_nft.loop import generator
 from hf_nft.models.base import CIFAR_MEAN, CIFAR_STD
 from hf_nft.purification import PurifyResult, purify
 from hf_nft.shots import Shots
+from hf_nft.types import take
 
 NORMS = [f"stages.{stage}.0.bn{i}" for stage in range(4) for i in (1, 2)]
 QUICK = {"steps": 4, "batch_size": 8, "mixed_precision": "no"}
@@ -270,6 +271,19 @@ def test_the_suspect_answers_each_batch_once(image_model, image_task, image_shot
     together = run(image_model, image_task, image_shots, **settings, reuse=3)
     assert (alone, len(forwards) - alone) == (12, 8)
     assert (apart.sample_forwards, together.sample_forwards) == (6 * 8 * 2 + 6 * 8, 6 * 8 * 2 + 2 * 8)
+
+
+@pytest.mark.parametrize(
+    ("shots", "batch_size", "steps", "asked"), [(20, 8, 60, 3), (20, 8, 6, 2), (8, 4, 6, 2), (3, 4, 40, 1)]
+)
+def test_the_suspect_answers_shots_that_never_change_once(
+    image_model, image_task, image_shots, shots, batch_size, steps, asked
+) -> None:
+    """Neither mixed nor augmented, every shot is passed to it once, or as often as four steps on a draw allow."""
+    settings = {"objective": "distill", "bn_mode": "frozen_stats", "augment": "none", "mixup_alpha": 0.0}
+    kept = Shots(take(image_shots.batch, slice(0, shots)), per_class=image_shots.per_class)
+    result = run(image_model, image_task, kept, **settings, steps=steps, batch_size=batch_size, reuse=None)
+    assert result.sample_forwards == min(batch_size, shots) * (2 * steps + asked)
 
 
 def test_the_pull_holds_masks_at_one(image_model, image_task, image_shots) -> None:

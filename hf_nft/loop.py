@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import tqdm
+from accelerate.utils import broadcast_object_list, tqdm
 from torch import nn
 
 from hf_nft.acceleration import quick_attention
@@ -102,12 +102,12 @@ class Loop:
             compute: Runs the stages and returns the product.
 
         Returns:
-            The product, on the CPU.
+            The product, on the CPU; the main process's in all of them.
         """
         if name not in self._results:
             paused, self.checkpoint = self.checkpoint, Checkpoint()
             try:
-                self._results[name] = compute().cpu()
+                (self._results[name],) = broadcast_object_list([compute().cpu()])  # or they decide apart at thresholds
             finally:
                 self.checkpoint = paused
             self._save(None, 0, {})

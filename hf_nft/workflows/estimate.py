@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_nft import registry
 from hf_nft.adapter.layer import owns_statistics
-from hf_nft.defenses._easiest import usual_work
+from hf_nft.defenses._easiest import ROWS, TOGETHER, usual_work
 from hf_nft.defenses._harm import TRIES
 from hf_nft.tasks.base import Task
 
@@ -70,9 +70,13 @@ def estimate(model: nn.Module, task: Task, per_class: int) -> Estimate:
     """
     flop, activations = count(model, task)
     nft: Any = registry.get("defenses", "nft").from_preset("default")
-    shots = per_class * max(1, task.classes(model))
-    purify = flop * forwards(nft, task, keeps_statistics(model), shots, task.classes(model))
+    classes = task.classes(model)
+    shots = per_class * max(1, classes)
+    purify = flop * forwards(nft, task, keeps_statistics(model), shots, classes)
     evaluate = flop * 2 * EVALUATED_ROWS
+    rows = nft.batch_size
+    if nft.pushing(keeps_statistics(model), classes):  # a search passes rows of several answers together
+        rows = max(rows, min(ROWS * classes, TOGETHER * rows))
     weights = sum(parameter.numel() for parameter in model.parameters())
     return Estimate(
         forward_flop=flop,
@@ -80,7 +84,7 @@ def estimate(model: nn.Module, task: Task, per_class: int) -> Estimate:
         shots=shots,
         purify_flop=purify,
         evaluate_flop=evaluate,
-        memory_bytes=COPIES * 4 * weights + nft.batch_size * activations,
+        memory_bytes=COPIES * 4 * weights + rows * activations,
         cpu_seconds=_two_digits((purify + evaluate) / CPU_RATE),
         gpu_seconds=_two_digits((purify + evaluate) / GPU_RATE),
         assumes=f"{per_class} shots per class, the default preset, {EVALUATED_ROWS} clean test rows measured twice, "

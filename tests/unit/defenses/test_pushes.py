@@ -22,38 +22,38 @@ from hf_nft.purification import purify
 from hf_nft.types import Batch, Draw, take
 
 NONE = torch.empty(0, dtype=torch.int64)
-ANSWER, UNIT, LAYER = 2, 5, "vit.layers.1.mlp.fc2"
+ANSWER, UNIT, LAYER, HIDDEN = 2, 5, "vit.layers.1.mlp.fc2", 256
 
 
 @pytest.fixture(scope="module")
 def trained(image_rows, image_task) -> tuple[nn.Module, Batch]:
-    """A ViT for 16 pixels that has learnt 24 pictures of 6 classes by heart, and the pictures."""
-    rows = image_rows(24, 16, classes=6)
-    model, _ = SmallViT(**SmallViT.tiny).build(rows, 0)
+    """A ViT for 16 pixels that has learnt 24 pictures of 12 classes by heart, and the pictures."""
+    rows = image_rows(24, 16, classes=12)
+    model, _ = SmallViT(**{**SmallViT.tiny, "hidden_size": 64}).build(rows, 0)
     batch = image_task.encode(rows)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(200):
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    for _ in range(60):
         optimizer.zero_grad()
         loss = image_task.loss(image_task.forward(model, Draw(batch)), Draw(batch))
         loss.backward()
         optimizer.step()
-    assert loss < 0.05
+    assert loss < 0.3
     return model.eval().requires_grad_(False), batch
 
 
 @pytest.fixture
 def model(trained) -> nn.Module:
-    """The same with a hidden unit that is silent on the pictures and says `ANSWER`."""
+    """The same with a hidden unit that is silent on the pictures and says `ANSWER`, and nothing of the others."""
     wired = copy.deepcopy(trained[0])
-    last, direction = wired.vit.layers[1].mlp, wired.classifier.weight[ANSWER]
+    last, direction = wired.vit.layers[1].mlp, torch.linalg.pinv(wired.classifier.weight)[:, ANSWER]
     last.fc1.weight[UNIT], last.fc1.bias[UNIT] = 0.0, -3.0  # gelu(-3) is almost 0
-    last.fc2.weight[:, UNIT] = 20 * direction / direction.norm()
+    last.fc2.weight[:, UNIT] = 150 * direction / direction.norm()
     return wired
 
 
 @pytest.fixture
 def context(model, trained, image_task, image_shots) -> Context:
-    shots = dataclasses.replace(image_shots, batch=trained[1], classes=6, weights=None)
+    shots = dataclasses.replace(image_shots, batch=trained[1], classes=12, weights=None)
     return Context(model, image_task, shots, shots.batch, Loop(make_accelerator("no"), 0))
 
 
@@ -110,7 +110,7 @@ def test_contributions_add_up_to_what_the_push_does(context, model, monkeypatch)
     adapted = get_nft_model(model)
     set_modes(adapted, statistics=False, dropout=False)
     # on the wired layer alone, so that all that is gained goes through it once
-    ground = Ground("units", {LAYER: torch.Size([64])}, _pushes._scales(context, adapted, [LAYER], 8))
+    ground = Ground("units", {LAYER: torch.Size([HIDDEN])}, _pushes._scales(context, adapted, [LAYER], 8))
     pushes = Pushes(adapted, ground, torch.tensor([ANSWER]))
     everything = take(context.data, slice(None))
     one = dataclasses.replace(context.shots, batch=take(everything, slice(0, 1)))  # all rows drawn are this one
@@ -138,7 +138,7 @@ def test_scales_are_root_mean_squares_of_what_masks_scale(context, model) -> Non
     units, inputs = _pushes.grounds(context, adapted, len(context.shots))
     scales = {**units.scales, **inputs.scales}
     assert inputs.shapes == {"pixel_values": torch.Size([3, 16, 16])}
-    assert units.shapes[LAYER] == torch.Size([64])
+    assert units.shapes[LAYER] == torch.Size([HIDDEN])
     pixels = context.task.inputs(adapted, context.data)["pixel_values"]
     assert float(scales["pixel_values"]) == pytest.approx(float(pixels.square().mean().sqrt()), rel=1e-4)
     assert float(scales[LAYER]) == pytest.approx(float(seen[0].square().mean().sqrt()), rel=1e-4)
@@ -146,7 +146,7 @@ def test_scales_are_root_mean_squares_of_what_masks_scale(context, model) -> Non
 
 def test_an_ascent_takes_steps_of_one_length_within_its_ball(model) -> None:
     adapted = get_nft_model(model)
-    shapes = {"pixel_values": torch.Size([3, 16, 16]), LAYER: torch.Size([64])}
+    shapes = {"pixel_values": torch.Size([3, 16, 16]), LAYER: torch.Size([HIDDEN])}
     ground = Ground("units", shapes, {name: torch.tensor(2.0) for name in shapes})
     pushes = Pushes(adapted, ground, torch.tensor([0, 1]))
     ascent = Ascent(pushes, 1.0)
@@ -244,5 +244,5 @@ def test_a_size_that_half_precision_cannot_hold_ends_the_search_before_it(contex
     ground = _pushes.grounds(context, adapted, 8)[0]
     *scores, alone, radius = _easiest._easiest(context, adapted, ground, NONE, 8).tolist()
     assert radius == pytest.approx(_easiest.RADII[2])
-    assert len(scores) == 6
+    assert len(scores) == 12
     assert max(scores) > alone

@@ -161,6 +161,7 @@ def _facts(record: RunRecord) -> list[str]:
         "attack": attack_of(record) if record.attack else "none named, so ASR is not measured",
         "method": method_of(record) if record.kind == "purify" else None,
         "shots": shots_of(record),
+        "cut": cut_of(record.details),
         "time": work_of(record.work),
     }
     return _aligned([[name, plain(text)] for name, text in rows.items() if text])
@@ -179,6 +180,16 @@ def shots_of(record: RunRecord) -> str:
     if each is None:
         return ""
     return f"{each:g}" if classes == 1 else f"{each:g} per class x {classes} classes"
+
+
+def cut_of(details: dict[str, Any]) -> str:
+    """Return how many units were cut, and the answer that a push through them reached, as text; empty if none were."""
+    cut, units = details.get("units_cut"), details.get("masks")
+    if not cut or not units:
+        return ""
+    pushed, easiest = details.get("cut_by_push"), next(iter(details.get("push_scores") or {}), None)
+    way = f", {pushed} on the easiest way to class {easiest}" if pushed and easiest is not None else ""
+    return f"{cut} of {units} units{way}"
 
 
 def work_of(work: dict[str, Any]) -> str:

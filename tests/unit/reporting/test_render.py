@@ -56,6 +56,22 @@ def test_the_summary_is_aligned_and_in_percent() -> None:
 
 
 @pytest.mark.parametrize(
+    ("details", "shown"),
+    [
+        ({"units_cut": 98, "masks": 1952}, "cut     98 of 1952 units"),
+        (
+            {"units_cut": 41, "masks": 2064, "cut_by_push": 40, "push_scores": {"7": -5.9, "0": -10.7}},
+            "cut     41 of 2064 units, 40 on the easiest way to class 7",
+        ),
+        ({"units_cut": 0, "masks": 2064, "cut_by_push": 0, "push_scores": {"7": -9.9}}, None),
+    ],
+)
+def test_what_was_cut_is_told(details: dict[str, Any], shown: str | None) -> None:
+    told = [line for line in summary_table(make(details=details)).splitlines() if line.startswith("cut")]
+    assert told == ([shown] if shown else [])
+
+
+@pytest.mark.parametrize(
     ("attack", "shown"),
     [
         ({"name": "badnets", "label_map": "all_to_one", "preset": "nft"}, "badnets"),

@@ -1,6 +1,8 @@
 """What the scripts beside it share: where results lie, how a table gets onto a page, how a cure is measured."""
 
+import ctypes
 import dataclasses
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,17 @@ def high_water_mb() -> float:
     """Return this process's peak resident memory in MiB; getrusage would start from the parent's."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
+
+
+def settled_mb() -> float:
+    """Give what is free back to the system, let the peak start anew, and return what is left in MiB; Linux with glibc.
+
+    After a first run this is what libraries, loaded by then, the model and the data hold.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return high_water_mb()
 
 
 def fill(page: Path, name: str, content: str) -> None:

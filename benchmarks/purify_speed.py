@@ -3,13 +3,14 @@
     python benchmarks/purify_speed.py --out benchmarks/results/purify_speed.json
 
 Times the purification alone: data in memory, evaluation excluded, warm-up steps excluded. The cases are interleaved
-(ABCABC...), the ratio is the median over rounds. Peak memory is that of a subprocess per case, since resident memory
-never shrinks; what an idle process with model and data holds is subtracted.
+(ABCABC...), the ratio is the median over rounds. Peak memory is that of a subprocess per case in its second run; what
+libraries, model and data hold is subtracted. Models that are not measured anew keep what the file says.
 """
 
 import argparse
 import functools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import circumstances, high_water_mb
+from _common import circumstances, high_water_mb, settled_mb
 from torch import nn
 
 from hf_nft.acceleration import make_accelerator
@@ -84,11 +85,10 @@ def prepare(model_name: str, case: str, steps: int) -> Callable[[], float]:
     rows = BATCH[model_name]
     defense = CASES[case](rows)
     shots = Shots(batch, per_class=10)
-    setting = (
-        {"steps": steps, "reuse": defense.echoes(task, len(shots))}  # as in a run of the preset's own length
-        if isinstance(defense, NFT)
-        else {"epochs": steps * rows // max(1, len(shots)) + 1}
-    )
+    setting = {"epochs": steps * rows // max(1, len(shots)) + 1}
+    if isinstance(defense, NFT):
+        reuse = defense.echoes(task, len(shots))  # as in a run of the preset's own length
+        setting = {"steps": math.ceil(steps / reuse) * reuse, "reuse": reuse}
 
     def run() -> float:
         from hf_nft.adapter import NFTLayer
@@ -116,6 +116,11 @@ def peak_mb(model_name: str, case: str) -> float:
 
 def measure(model_name: str, steps: int, rounds: int) -> dict[str, object]:
     """Time all cases of one model, interleaved."""
+    where = {
+        **circumstances(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "mixed_precision": make_accelerator("auto").mixed_precision,
+    }
     runs = {case: prepare(model_name, case, steps) for case in CASES}
     for run in runs.values():
         run()  # warm-up
@@ -134,14 +139,14 @@ def measure(model_name: str, steps: int, rounds: int) -> dict[str, object]:
             "ratio_range": [min(ratios), max(ratios)],
             "peak_memory_mb": peak_mb(model_name, case),
         }
-    return result
+    return {**where, "batch": BATCH[model_name], "cases": result}
 
 
 def table(result: dict[str, Any]) -> str:
     """Return the measurements as a Markdown table."""
     lines = ["| model | step | seconds | ratio | peak MiB |", "| :-- | :-- | --: | --: | --: |"]
-    for model, cases in result["models"].items():
-        for case, found in cases.items():
+    for model, measured in result.items():
+        for case, found in measured["cases"].items():
             numbers = (
                 f"{found['seconds_per_step']:.3f} | {found['ratio_to_full_step']:.2f} | {found['peak_memory_mb']:.0f}"
             )
@@ -155,23 +160,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--table", type=Path, help="print this result instead of measuring")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
         run = prepare(*options.peak, 2)
-        before = high_water_mb()
+        run()  # loads what is loaded at first use
+        before = settled_mb()
         run()
         print(high_water_mb() - before)
         return
     if options.table:
         print(table(json.loads(options.table.read_text())))
         return
-    result = {
-        **circumstances(),
-        "batch": BATCH,
-        "models": {name: measure(name, options.steps, options.rounds) for name in MODELS},
-    }
+    kept = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    result = {**kept, **{name: measure(name, options.steps, options.rounds) for name in options.models}}
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))

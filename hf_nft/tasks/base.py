@@ -247,5 +247,27 @@ def kl_to(answers: Batch, logits: torch.Tensor, temperature: float) -> torch.Ten
     Returns:
         float32 (n,), in nats.
     """
-    cross = F.cross_entropy(logits.float() / temperature, answers["probabilities"], reduction="none")
+    cross: torch.Tensor = _CrossEntropy.apply(logits, answers["probabilities"], temperature)
     return (cross - answers["entropy"]) * temperature**2
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy of distributions that keeps one tensor of the logits' size: over a vocabulary these are the memory.
+
+    PyTorch's own keeps or makes five at once. The gradient is softmax less the distribution, over the temperature.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            said = logits.float() / temperature
+            said -= said.logsumexp(-1, keepdim=True)
+            cross = -torch.linalg.vecdot(probabilities, said)
+            ctx.save_for_backward(said.exp_().sub_(probabilities))
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        return cross
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return (slope * (grad / ctx.temperature)[:, None]).to(ctx.dtype), None, None

@@ -15,7 +15,7 @@ from hf_nft.configs import check, setting
 from hf_nft.hook import Hook
 from hf_nft.loop import Loop, Stage
 from hf_nft.tasks.base import Task
-from hf_nft.types import Batch, Draw, rows_of, shuffled, to_device
+from hf_nft.types import Batch, Draw, rows_of, to_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,24 @@ def one_cycle(step: int, steps: int, peak: float, warmup: float) -> float:
     if step < rise:
         return peak * (step + 1) / (rise + 1)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
+
+
+def shuffled(step: int, rows: int, batch_size: int, seed: int) -> torch.Tensor:
+    """Return the rows of a step when every epoch goes once through a fresh permutation; int64 (batch_size,).
+
+    Args:
+        step: Step, counted from 0.
+        rows: Number of rows.
+        batch_size: Rows per step; the last rows of a permutation that do not fill a step are left out.
+        seed: Seed of the permutations.
+
+    Returns:
+        Row numbers.
+    """
+    per_epoch = max(1, rows // batch_size)
+    stream = torch.Generator().manual_seed(seed * 1_000_003 + step // per_epoch)
+    start = (step % per_epoch) * batch_size
+    return torch.randperm(rows, generator=stream)[start : start + batch_size]
 
 
 def plant(

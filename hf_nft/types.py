@@ -67,21 +67,3 @@ class Draw:
         """Return some of the rows, each with its own partner."""
         partner = None if self.partner is None else take(self.partner, rows)
         return Draw(take(self.batch, rows), partner, self.lam)
-
-
-def shuffled(step: int, rows: int, batch_size: int, seed: int) -> torch.Tensor:
-    """Return the rows of a step when every epoch goes once through a fresh permutation; int64 (batch_size,).
-
-    Args:
-        step: Step, counted from 0.
-        rows: Number of rows.
-        batch_size: Rows per step; the last rows of a permutation that do not fill a step are left out.
-        seed: Seed of the permutations.
-
-    Returns:
-        Row numbers.
-    """
-    per_epoch = max(1, rows // batch_size)
-    stream = torch.Generator().manual_seed(seed * 1_000_003 + step // per_epoch)
-    start = (step % per_epoch) * batch_size
-    return torch.randperm(rows, generator=stream)[start : start + batch_size]

@@ -21,11 +21,11 @@ from hf_nft.defenses._finding import look
 from hf_nft.defenses._harm import ceilings
 from hf_nft.defenses._norms import average_statistics, recalibrate
 from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_state, set_modes
-from hf_nft.loop import Stage
+from hf_nft.loop import Stage, generator
 from hf_nft.masks.penalties import l1_to_one, penalty_coefficient
 from hf_nft.masks.schedules import active_bounds, floors, project_
 from hf_nft.tasks.base import Task
-from hf_nft.types import Draw, shuffled, take
+from hf_nft.types import Draw, take
 
 ECHOES = 4
 """Steps taken on one mixed or augmented draw: few enough that masks do not learn it by heart."""
@@ -199,14 +199,13 @@ class NFT(Defense):
             optimizer = torch.optim.Adam(list(learnt.values()), lr=self.lr, betas=(self.momentum, 0.999))
         pull = penalty_coefficient(self.eta, context.shots.per_class)
         set_modes(model, statistics=self.bn_mode != "frozen_stats", dropout=self.dropout)
-
-        rows, echoes = self.batch_rows(task, len(context.shots)), self.echoes(task, len(context.shots))
+        shots, echoes = len(context.shots), self.echoes(task, len(context.shots))
+        parts = torch.randperm(shots, generator=generator(self.seed, "shots", 0)).tensor_split(self._parts(shots))
 
         def sample(step: int, stream: torch.Generator) -> Draw:
             if not self._steady(task):
                 return self.sample_mixed(context, stream, self._alpha(task))
-            chosen = shuffled(step // echoes, len(context.shots), rows, self.seed)
-            return Draw(take(context.data, chosen.to(loop.accelerator.device)))
+            return Draw(take(context.data, parts[step // echoes % len(parts)].to(loop.accelerator.device)))
 
         def ask(part: Draw) -> Draw:
             """Let the suspect answer: the same module with its masks switched off, as it was delivered."""
@@ -254,9 +253,13 @@ class NFT(Defense):
         kind = task.augmentations[0] if self.augment == "default" else self.augment
         return self.reuse is None and kind == "none" and self._alpha(task) == 0
 
+    def _parts(self, shots: int) -> int:
+        """Fewest draws that show every shot."""
+        return math.ceil(shots / self.batch_size)
+
     def batch_rows(self, task: Task, shots: int) -> int:
-        """Return the rows of a step: `batch_size`, but no shot twice where shots are shown as they are."""
-        return min(self.batch_size, shots) if self._steady(task) else self.batch_size
+        """Return the most rows of a step: `batch_size`, or an even part of shots that are shown as they are."""
+        return math.ceil(shots / self._parts(shots)) if self._steady(task) else self.batch_size
 
     def echoes(self, task: Task, shots: int) -> int:
         """Return how many steps are taken on one draw.
@@ -274,7 +277,7 @@ class NFT(Defense):
         """
         if not self._steady(task):
             return self.reuse or ECHOES
-        return max(ECHOES, math.ceil(self.steps / math.ceil(shots / self.batch_size)))
+        return max(ECHOES, math.ceil(self.steps / self._parts(shots)))
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: a cosine from `lr` to `lr_end`, stepped `lr_passes` times if set.

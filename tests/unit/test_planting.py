@@ -1,4 +1,4 @@
-"""Training victims: the learning-rate cycle, and that the same seed gives the same victim."""
+"""Training victims: the learning-rate cycle, the order of rows, and that the same seed gives the same victim."""
 
 import math
 import os
@@ -9,7 +9,7 @@ import torch
 
 from hf_nft.errors import ConfigError
 from hf_nft.hook import Hook
-from hf_nft.planting import PlantConfig, one_cycle, plant
+from hf_nft.planting import PlantConfig, one_cycle, plant, shuffled
 
 
 def test_one_cycle_by_hand() -> None:
@@ -29,6 +29,27 @@ def test_one_cycle_never_leaves_its_bounds() -> None:
             top = rates.index(max(rates))
             assert rates[: top + 1] == sorted(rates[: top + 1])
             assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(12, 4), (12, 12), (12, 1), (13, 4)])
+def test_every_row_is_seen_once_in_every_epoch(rows: int, size: int) -> None:
+    per_epoch = rows // size
+    epochs = []
+    for epoch in range(3):
+        steps = [shuffled(epoch * per_epoch + i, rows, size, seed=1) for i in range(per_epoch)]
+        seen = torch.cat(steps).tolist()
+        assert len(set(seen)) == len(seen) == per_epoch * size
+        epochs.append(seen)
+    if rows > 1:
+        assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_the_order_depends_on_the_seed_alone() -> None:
+    torch.manual_seed(0)
+    first = shuffled(5, 100, 10, 3).tolist()
+    torch.manual_seed(1)
+    assert shuffled(5, 100, 10, 3).tolist() == first
+    assert shuffled(5, 100, 10, 4).tolist() != first
 
 
 def test_all_wrong_settings_are_named_at_once() -> None:

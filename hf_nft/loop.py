@@ -42,7 +42,7 @@ class Stage:
         clip: Largest norm of the gradient; None leaves it as it is.
         passes: What a step costs a row, in forward passes: 3 where weights get gradients, 2 where only masks do.
         reuse: Steps taken on one draw before the next is made (data echoing, arXiv 1907.05550).
-        prepare: Completes each part of a fresh draw with one forward pass, without gradients, whose result stays the
+        prepare: Completes each part of a fresh draw with forward passes, without gradients, whose result stays the
             same while the draw is reused: a teacher's answers.
     """
 
@@ -182,7 +182,7 @@ class Loop:
             self._rows = rows_of(draw.batch)
             self._parts = [draw.part(rows) for rows in self._slices(self._rows)]
             if stage.prepare is not None:
-                self.sample_forwards += self._rows
+                self.sample_forwards += self._rows * len(draw.wholes)
                 with torch.no_grad(), self.accelerator.autocast():
                     self._parts = [stage.prepare(part) for part in self._parts]
         self.sample_forwards += self._rows * stage.passes

@@ -5,7 +5,7 @@ What the keys are is the task's affair; nothing outside `hf_nft/tasks` reads the
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,18 +42,21 @@ def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> Batch:
 
 @dataclass(frozen=True)
 class Draw:
-    """What one step works on: an augmented batch, and a partner to mix it with.
+    """What one step works on: an augmented batch, and a partner to mix it with or to put it together with.
 
     Attributes:
         batch: Augmented rows.
         partner: Rows it is mixed with, one for each; None without mixing.
         lam: Weight of `batch` in [0, 1].
+        seam: Axis of an input across which the first `lam` of a row stands beside the rest of its partner; None where
+            rows are mixed.
         answers: What a teacher says to these (mixed) rows, by `Task.answers`; None without a teacher.
     """
 
     batch: Batch
     partner: Batch | None = None
     lam: float = 1.0
+    seam: int | None = None
     answers: Batch | None = None
 
     @property
@@ -63,7 +66,14 @@ class Draw:
             return ((self.batch, 1.0),)
         return (self.batch, self.lam), (self.partner, 1.0 - self.lam)
 
+    @property
+    def wholes(self) -> tuple[tuple["Draw", float], ...]:
+        """What a teacher is asked, each with its weight: the rows as they are, or those that were put together."""
+        if self.seam is None:
+            return ((self, 1.0),)
+        return tuple((Draw(batch), share) for batch, share in self.label_sets)
+
     def part(self, rows: slice) -> "Draw":
         """Return some of the rows, each with its own partner."""
         partner = None if self.partner is None else take(self.partner, rows)
-        return Draw(take(self.batch, rows), partner, self.lam)
+        return replace(self, batch=take(self.batch, rows), partner=partner)

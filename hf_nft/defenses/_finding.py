@@ -25,12 +25,14 @@ class Finding:
         cut: Units to cut, int64 (units,), in the masks' order.
         evidence: What they were chosen by, for the record.
         doubts: Reasons to distrust the choice, as (code, sentence).
+        blind: Whether every way of looking that was tried found nothing that stands out.
     """
 
     augment: str
     cut: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     evidence: dict[str, Any] = dataclasses.field(default_factory=dict)
     doubts: tuple[tuple[str, str], ...] = ()
+    blind: bool = False
 
     def add(self, cuts: list[torch.Tensor], evidence: dict[str, Any]) -> None:
         """Take in what one way of looking found."""
@@ -73,6 +75,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
     seen = excess is not None and not {"nothing-stands-out", "needed-units"} & dict(found.doubts).keys()
     push = can_push(model) and nft.pushing(seen, context.task.classes(context.model))
     expose = nft.exposures > 0 and ((excess is None and not push) or nft.expose_always)
+    found.blind = (looked or push) and not seen and not expose
     if excess is None and looked:
         instead = "pushes were tried" if push else "it was exposed" if expose else "nothing was cut"
         found.doubt("no-statistics", f"the suspect keeps no running statistics: {instead} instead")
@@ -80,6 +83,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         pushed = find(context, model, found.cut, nft.pushed_most, nft.pushed_harm, nft.batch_size)
         found.add([pushed.cut], pushed.evidence())
         found.doubts += pushed.doubts()
+        found.blind = found.blind and bool(pushed.doubts())
     if expose:
         ranking = _ranking(nft, context, model, found.augment)
         found.add([ranking.lowest(nft.cut)], ranking.evidence())

@@ -4,8 +4,9 @@ Two presets. `paper` is the published method, setting by setting (its release's 
 their upper bound but chooses which to lower to 0 and pin there: by what the suspect's BatchNorm statistics remember of
 the trigger (see `_statistics`); where they show nothing, by the answer that is easiest to reach (see `_easiest`); in
 tasks without classes, by exposing the backdoor (see `_exposure`). It wins the accuracy back by distilling from the
-suspect, under MixUp where the task has it so, with its BatchNorm statistics left alone. Every difference is one
-setting.
+suspect, under MixUp where the task has it so, with its BatchNorm statistics left alone. Where nothing stands out, most
+batches are composed of parts of two shots, to be answered as these are: a backdoor that reads two inputs at once, as
+the composite attack's, gives way. Every difference is one setting.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from hf_nft.configs import check, setting
 from hf_nft.defenses._finding import look
 from hf_nft.defenses._harm import ceilings
 from hf_nft.defenses._norms import average_statistics, recalibrate
-from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_state, set_modes
+from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_state, set_modes, told_by
 from hf_nft.loop import Stage, generator
 from hf_nft.masks.penalties import l1_to_one, penalty_coefficient
 from hf_nft.masks.schedules import active_bounds, floors, project_
@@ -48,6 +49,7 @@ PAPER: dict[str, Any] = {
     "pushes": "never",
     "exposures": 0,
     "cut": 0.0,
+    "composed": 0.0,
 }
 
 
@@ -75,9 +77,8 @@ class NFT(Defense):
     depth_index: Literal["ordinal", "execution", "block", "relative"] = setting("ordinal", "what counts as depth")
     objective: Literal["distill", "labels"] = setting("distill", "learn from the suspect's answers, or from the labels")
     temperature: float = setting(2.0, "temperature of distillation, > 0")
-    mixup_alpha: float | None = setting(
-        None, "MixUp parameter a of Beta(a, a); 0 switches MixUp off; default the task's"
-    )
+    mixup_alpha: float | None = setting(None, "MixUp parameter a of Beta(a, a); 0: none; default the task's")
+    composed: float = setting(0.75, "share of draws composed of parts of two shots where nothing stands out, in [0, 1]")
     eta: float = setting(0.0, "weight of the pull towards 1, divided by the shots per class, >= 0")
     steps: int = setting(150, "optimizer steps of the masks, >= 0")
     reuse: int | None = setting(
@@ -119,27 +120,24 @@ class NFT(Defense):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
+        shares = ("excess", "outliers", "outliers_most", "pushed_most", "cut")
         check(
             self,
+            *((0 <= getattr(self, n) < 1, f"{n}: expected in [0, 1), found {getattr(self, n)}") for n in shares),
+            *(
+                (getattr(self, n) >= 0, f"{n}: expected >= 0, found {getattr(self, n)}")
+                for n in ("beta", "eta", "needed", "harm", "pushed_harm")
+            ),
             (0 <= self.alpha <= 1, f"alpha: expected in [0, 1], found {self.alpha}"),
-            (self.beta >= 0, f"beta: expected >= 0, found {self.beta}"),
             (self.temperature > 0, f"temperature: expected > 0, found {self.temperature}"),
             ((self.mixup_alpha or 0) >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
-            (self.eta >= 0, f"eta: expected >= 0, found {self.eta}"),
+            (0 <= self.composed <= 1, f"composed: expected in [0, 1], found {self.composed}"),
             (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
             (self.reuse is None or self.reuse >= 1, f"reuse: expected >= 1, found {self.reuse}"),
             (self.lr > 0, f"lr: expected > 0, found {self.lr}"),
             (self.lr_passes is None or self.lr_passes >= 1, f"lr_passes: expected >= 1, found {self.lr_passes}"),
             (0 <= self.momentum < 1, f"momentum: expected in [0, 1), found {self.momentum}"),
             (self.exposures >= 0, f"exposures: expected >= 0, found {self.exposures}"),
-            (0 <= self.cut < 1, f"cut: expected in [0, 1), found {self.cut}"),
-            (0 <= self.excess < 1, f"excess: expected in [0, 1), found {self.excess}"),
-            (self.needed >= 0, f"needed: expected >= 0, found {self.needed}"),
-            (self.harm >= 0, f"harm: expected >= 0, found {self.harm}"),
-            (0 <= self.outliers < 1, f"outliers: expected in [0, 1), found {self.outliers}"),
-            (0 <= self.outliers_most < 1, f"outliers_most: expected in [0, 1), found {self.outliers_most}"),
-            (0 <= self.pushed_most < 1, f"pushed_most: expected in [0, 1), found {self.pushed_most}"),
-            (self.pushed_harm >= 0, f"pushed_harm: expected >= 0, found {self.pushed_harm}"),
             (self.statistics_passes >= 1, f"statistics_passes: expected >= 1, found {self.statistics_passes}"),
             (
                 self.cut == 0 or self.exposures > 0,
@@ -165,7 +163,8 @@ class NFT(Defense):
         found = look(self, context, model)
         tops = ceilings(model, found.cut)
         project_(learnt, bounds, tops)
-        dataclasses.replace(self, augment=found.augment)._train(context, model, bounds, tops)
+        composed = self.composed if found.blind and context.task.axes else 0.0
+        dataclasses.replace(self, augment=found.augment, composed=composed)._train(context, model, bounds, tops)
         if self.bn_mode == "recalibrate_unmixed":
             recalibrate(context, model, self.batch_size)
         units = sum(mask.numel() for mask in learnt.values())
@@ -175,6 +174,7 @@ class NFT(Defense):
             "masked_layers": len(learnt),
             "skipped_modules": len(skipped_modules(model.get_base_model())),
             "mixup_alpha": self._alpha(context.task),
+            "composed": composed,
             "effective_eta": penalty_coefficient(self.eta, context.shots.per_class),
             "floors": bounds,
             "units_cut": len(found.cut),
@@ -204,6 +204,8 @@ class NFT(Defense):
 
         def sample(step: int, stream: torch.Generator) -> Draw:
             if not self._steady(task):
+                if self.composed and float(torch.rand((), generator=stream)) < self.composed:
+                    return self.sample_composed(context, stream)
                 return self.sample_mixed(context, stream, self._alpha(task))
             return Draw(take(context.data, parts[step // echoes % len(parts)].to(loop.accelerator.device)))
 
@@ -211,7 +213,7 @@ class NFT(Defense):
             """Let the suspect answer: the same module with its masks switched off, as it was delivered."""
             model.eval()
             with model.disable_adapter():  # type: ignore[operator]
-                said = task.answers(task.forward(model, part), self.temperature)
+                said = told_by(model, task, part, self.temperature)
             set_modes(model, statistics=self.bn_mode != "frozen_stats", dropout=self.dropout)
             return dataclasses.replace(part, answers=said)
 

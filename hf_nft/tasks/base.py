@@ -15,7 +15,6 @@ import datasets
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from hf_nft.errors import UnknownNameError
 from hf_nft.types import Batch, Draw, Inputs
@@ -69,6 +68,9 @@ class Task(ABC):
 
     mixup_alpha: ClassVar[float] = 1.0
     """MixUp parameter with which suspects of this task are distilled; 0 mixes nothing."""
+
+    axes: ClassVar[int] = 0
+    """Axes of an input across which parts of two can stand side by side, see `compose`."""
 
     eval_batch_size: ClassVar[int] = 250
     """Rows per forward pass of an evaluation."""
@@ -166,10 +168,27 @@ class Task(ABC):
         Source: Zhang et al., mixup (ICLR 2018); per task see the file.
         """
 
+    def compose(self, model: nn.Module, batch: Batch, partner: Batch, lam: float, axis: int) -> Inputs:
+        """Return the arguments of a forward pass on parts of two rows side by side, for tasks that have `axes`.
+
+        Args:
+            model: The model that is run.
+            batch: Encoded rows; the first `lam` of each along the axis is kept.
+            partner: Rows of which the rest is taken, as many.
+            lam: Share in [0, 1].
+            axis: Number of the axis, in [0, axes).
+
+        Returns:
+            The arguments.
+        """
+        raise NotImplementedError
+
     def forward(self, model: nn.Module, draw: Draw) -> Any:
-        """Run a model on a draw, mixed with its partner if it has one; returns the model's output."""
+        """Run a model on a draw, mixed or put together with its partner if it has one; returns the model's output."""
         if draw.partner is None:
             return model(**self.inputs(model, draw.batch))
+        if draw.seam is not None:
+            return model(**self.compose(model, draw.batch, draw.partner, draw.lam, draw.seam))
         return model(**self.mix(model, draw.batch, draw.partner, draw.lam))
 
     @abstractmethod
@@ -218,56 +237,3 @@ class Task(ABC):
     @abstractmethod
     def save_processor(self, folder: str) -> None:
         """Write the processor beside a model."""
-
-
-def soften(logits: torch.Tensor, temperature: float) -> Batch:
-    """Return class distributions at a temperature, with their entropies, so that a student pays for neither.
-
-    Args:
-        logits: A teacher's, (n, classes), any floating dtype.
-        temperature: Divides them, > 0.
-
-    Returns:
-        `probabilities` (n, classes) and `entropy` (n,) in nats, float32.
-    """
-    p = F.softmax(logits.float() / temperature, dim=-1)
-    return {"probabilities": p, "entropy": torch.special.entr(p).sum(-1)}
-
-
-def kl_to(answers: Batch, logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return the Kullback-Leibler divergence from a teacher's distributions to a student's, times the temperature^2.
-
-    Source: Hinton et al., arXiv 1503.02531, section 2; the divergence is cross-entropy less the teacher's entropy.
-
-    Args:
-        answers: What `soften` gave.
-        logits: The student's, (n, classes), any floating dtype.
-        temperature: The one of `answers`, > 0.
-
-    Returns:
-        float32 (n,), in nats.
-    """
-    cross: torch.Tensor = _CrossEntropy.apply(logits, answers["probabilities"], temperature)
-    return (cross - answers["entropy"]) * temperature**2
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy of distributions that keeps one tensor of the logits' size: over a vocabulary these are the memory.
-
-    PyTorch's own keeps or makes five at once. The gradient is softmax less the distribution, over the temperature.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
-        with torch.autocast(logits.device.type, enabled=False):
-            said = logits.float() / temperature
-            said -= said.logsumexp(-1, keepdim=True)
-            cross = -torch.linalg.vecdot(probabilities, said)
-            ctx.save_for_backward(said.exp_().sub_(probabilities))
-        ctx.temperature, ctx.dtype = temperature, logits.dtype
-        return cross
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return (slope * (grad / ctx.temperature)[:, None]).to(ctx.dtype), None, None

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from hf_nft.errors import DataError
 from hf_nft.hub import first_line
+from hf_nft.tasks._divergence import kl_to, soften
 from hf_nft.tasks._pixels import (
     UNREADABLE,
     Fit,
@@ -31,7 +32,7 @@ from hf_nft.tasks._pixels import (
     stored_images,
     unreadable,
 )
-from hf_nft.tasks.base import Metric, Task, kl_to, soften
+from hf_nft.tasks.base import Metric, Task
 from hf_nft.types import Batch, Draw, Inputs
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
@@ -48,6 +49,7 @@ class ImageClassification(Task):
     input_column = "image"
     target_column = "label"
     blank: ClassVar[dict[str, list[Any]]] = {"image": [Image.new("RGB", (224, 224))], "label": [0]}
+    axes = 2
     augmentations = ("crop_flip", "crop")  # signs and digits must not be mirrored
     metrics = (
         Metric("acc", "accuracy", "clean", "label", "target"),
@@ -231,6 +233,14 @@ class ImageClassification(Task):
         """Mix pixels; normalisation is affine, so mixing before it equals mixing after it."""
         mixed = torch.lerp(partner["pixels"].float(), batch["pixels"].float(), lam)
         return {"pixel_values": self._normalize(model, mixed)}
+
+    def compose(self, model: nn.Module, batch: Batch, partner: Batch, lam: float, axis: int) -> Inputs:
+        """Put the upper (axis 0) or left part of each image beside the lower or right part of its partner."""
+        ours, theirs = batch["pixels"], partner["pixels"]
+        side = ours.shape[2 + axis]
+        seam = round(lam * side)
+        parts = ours.narrow(2 + axis, 0, seam), theirs.narrow(2 + axis, seam, side - seam)
+        return {"pixel_values": self._normalize(model, torch.cat(parts, dim=2 + axis))}
 
     def loss(self, output: Any, draw: Draw) -> torch.Tensor:
         """Cross-entropy of `output.logits` (rows, classes)."""

@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from hf_nft.configs import setting
 from hf_nft.errors import ConfigError, DataError
 from hf_nft.hub import first_line
+from hf_nft.tasks._divergence import kl_to, soften
 from hf_nft.tasks._text_columns import check_text, text_columns
 from hf_nft.tasks._tokens import IGNORED, Said, expected, padded, resized, shifted, used
-from hf_nft.tasks.base import Metric, Task, kl_to, soften
+from hf_nft.tasks.base import Metric, Task
 from hf_nft.types import Batch, Draw, Inputs
 
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}

@@ -127,7 +127,8 @@ def forwards(nft: Any, task: Task, statistics: bool, shots: int, classes: int = 
         relearn = nft.relearn_passes * max(1, round(shots / nft.batch_size))
         found = nft.exposures * min(shots, nft.batch_size) * (3 * nft.unlearn_steps + 2 * relearn)
     rows, echoes = nft.batch_rows(task, shots), nft.echoes(task, shots)
-    return found + rows * (2 * nft.steps + math.ceil(nft.steps / echoes))
+    asked = 2 if nft.composed and task.axes else 1  # of a composed row each whole
+    return found + rows * (2 * nft.steps + asked * math.ceil(nft.steps / echoes))
 
 
 def count(model: nn.Module, task: Task) -> tuple[float, int]:

@@ -5,6 +5,8 @@ Every setting that matters here is named; the preset `default` is not looked at.
 
 import copy
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,14 @@ from torch.nn import functional as F
 
 from hf_nft.adapter import masks
 from hf_nft.defenses._exposure import Ranking
+from hf_nft.defenses.base import told_by
 from hf_nft.defenses.nft import NFT
 from hf_nft.errors import ConfigError, DataError
 from hf_nft.loop import generator
 from hf_nft.models.base import CIFAR_MEAN, CIFAR_STD
 from hf_nft.purification import PurifyResult, purify
 from hf_nft.shots import Shots
-from hf_nft.types import take
+from hf_nft.types import Draw, take
 
 NORMS = [f"stages.{stage}.0.bn{i}" for stage in range(4) for i in (1, 2)]
 QUICK = {"steps": 4, "batch_size": 8, "mixed_precision": "no"}
@@ -293,6 +296,57 @@ def test_the_suspect_answers_shots_that_never_change_once(
     found = torch.cat(asked).flatten(1)
     assert torch.equal(*(rows[rows[:, 0].argsort()] for rows in (found, expected.flatten(1))))
     assert result.sample_forwards == shots * (2 * steps // len(sizes) + 1)
+
+
+def test_composed_shots_are_to_be_answered_as_their_parts(image_model, image_task, image_shots) -> None:
+    """The divergence is that from what the suspect says to either shot, each as far as it is seen."""
+    own, other = (take(image_shots.batch, slice(start, start + 4)) for start in (0, 4))
+    said = [
+        SimpleNamespace(logits=image_model(**image_task.inputs(image_model, batch)).logits.detach())
+        for batch in (own, other)
+    ]
+    student = SimpleNamespace(logits=torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
+    draw = Draw(own, other, 0.4, seam=1)
+    with torch.no_grad():
+        taught = replace(draw, answers=told_by(image_model, image_task, draw, 2.0))
+    found = image_task.divergence(student, taught, 2.0)
+    parts = [image_task.divergence(student, Draw(own, answers=image_task.answers(s, 2.0)), 2.0) for s in said]
+    assert float(found) == pytest.approx(0.4 * float(parts[0]) + 0.6 * float(parts[1]), abs=1e-5)
+
+
+def test_composed_draws_show_either_shot_whole_to_the_suspect_only(image_model, image_task, image_shots) -> None:
+    """Of every composed image, the masks see two parts that come from two shots on one side of one seam."""
+    shown: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+
+    def note(module, args, inputs) -> None:
+        shown[torch.is_grad_enabled()].append(inputs["pixel_values"])
+
+    for module in image_model.modules():  # statistics gathered on the shots hold nothing else
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        image_model.train()(**image_task.inputs(image_model, image_shots.batch))
+    image_model.eval().register_forward_pre_hook(note, with_kwargs=True)
+    told = {"steps": 3, "reuse": 1, "batch_size": 8, "augment": "none", "composed": 1.0, "mixed_precision": "no"}
+    result = purify(image_model, image_task, image_shots, NFT(**told, pushes="never", exposures=0, cut=0.0))
+    assert result.details["composed"] == 1.0
+    wholes = image_task.inputs(image_model, image_shots.batch)["pixel_values"]
+    asked, side = shown[False][-6:], wholes.shape[-1]  # two for each step, the last passes that took no gradient
+    assert [len(rows) for rows in asked] == [8] * 6
+    assert all((row == wholes).flatten(1).all(1).any() for rows in asked for row in rows)
+    for step, composed in enumerate(shown[True]):
+        pairs = list(zip(composed, *asked[2 * step : 2 * step + 2], strict=True))
+        seams = [
+            axis
+            for axis in (1, 2)
+            for seam in range(round(0.35 * side), round(0.65 * side) + 1)
+            if all(torch.equal(row, _beside(one, two, seam, axis)) for row, one, two in pairs)
+        ]
+        assert len(seams) == 1
+
+
+def _beside(one: torch.Tensor, two: torch.Tensor, seam: int, axis: int) -> torch.Tensor:
+    return torch.cat([one.narrow(axis, 0, seam), two.narrow(axis, seam, two.shape[axis] - seam)], axis)
 
 
 def test_the_pull_holds_masks_at_one(image_model, image_task, image_shots) -> None:

@@ -209,10 +209,13 @@ def test_what_does_not_stand_out_is_doubted(image_model, plain_task, image_shots
             module.momentum = 1.0
     with torch.no_grad():
         image_model.train()(**plain_task.inputs(image_model, image_shots.batch))
-    told = {"steps": 0, "mixed_precision": "no", "exposures": 0, "cut": 0.0}
+    told = {"steps": 0, "mixed_precision": "no", "exposures": 0, "cut": 0.0, "pushes": "never"}
 
     def doubts(**changes: float) -> dict[str, str]:
         result = purify(copy.deepcopy(image_model), plain_task, image_shots, NFT(**{**told, **changes}))
+        looked = not changes.keys() & {"outliers"}
+        blind = looked and "nothing-stands-out" in dict(result.doubts)
+        assert result.details["composed"] == (0.75 if blind else 0.0)
         return dict(result.doubts)
 
     assert list(doubts()) == ["few-shots", "nothing-stands-out"]

@@ -223,6 +223,19 @@ def test_mixing_pixels_equals_mixing_normalised_inputs(image_task, image_model, 
         assert torch.equal(mixed, each[int(1 - lam)])
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("lam", "kept"), [(0.0, 0), (0.4, 6), (1.0, 16)])
+def test_a_composed_image_is_part_of_one_beside_the_rest_of_another(
+    image_task, image_model, axis: int, lam: float, kept: int
+) -> None:
+    ours, theirs = ({"pixels": torch.from_numpy(n)[None].permute(0, 3, 1, 2)} for n in (NOISE, NOISE[::-1].copy()))
+    found = image_task.forward(lambda pixel_values: pixel_values, Draw(ours, theirs, lam, seam=axis))
+    own, other = (
+        image_task.inputs(image_model, batch)["pixel_values"].movedim(2 + axis, 0) for batch in (ours, theirs)
+    )
+    assert torch.equal(found.movedim(2 + axis, 0), torch.cat([own[:kept], other[kept:]]))
+
+
 class Output:
     def __init__(self, logits: list[list[float]]) -> None:
         self.logits = torch.tensor(logits)

@@ -66,12 +66,13 @@ def vit(image_rows) -> torch.nn.Module:
     return SmallViT(**SmallViT.tiny).build(image_rows(20, 16), 0)[0].eval()
 
 
-@pytest.mark.parametrize("exposed", [False, True])
-def test_the_work_is_what_a_run_records(image_model, image_task, image_shots, exposed: bool) -> None:
+@pytest.mark.parametrize(("exposed", "composed"), [(False, 0.0), (False, 1.0), (True, 0.0)])
+def test_the_work_is_what_a_run_records(image_model, image_task, image_shots, exposed: bool, composed: float) -> None:
     """The suspect may unlearn in fewer steps, and fewer sizes of the cut be tried; so the count is an upper bound."""
     nft = NFT(
         batch_size=8, steps=6, mixed_precision="no", exposures=1, unlearn_steps=2, relearn_passes=2, pushes="never"
     )
+    nft = dataclasses.replace(nft, composed=composed)
     if exposed:
         nft = dataclasses.replace(nft, excess=0.0, outliers=0.0)
     assert keeps_statistics(image_model)

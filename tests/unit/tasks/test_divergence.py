@@ -4,12 +4,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_nft.tasks.base import kl_to, soften
+from hf_nft.tasks._divergence import CHUNK, kl_to, soften
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_divergence_and_its_gradient_are_those_of_kl_div(dtype: torch.dtype, temperature: float) -> None:
+@pytest.mark.parametrize(("temperature", "chunk"), [(1.0, CHUNK), (2.5, CHUNK), (1.0, 100), (2.5, 1)])
+def test_divergence_and_its_gradient_are_those_of_kl_div(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, temperature: float, chunk: int
+) -> None:
+    """All rows at once, two of fifty classes at a time, and one where not even one fits."""
+    monkeypatch.setattr("hf_nft.tasks._divergence.CHUNK", chunk)
     stream = torch.Generator().manual_seed(0)
     teacher = 5 * torch.randn(7, 50, generator=stream)
     student = (5 * torch.randn(7, 50, generator=stream)).to(dtype).requires_grad_()

@@ -7,7 +7,6 @@ Rows and settings are fixed here before any result is seen; every run is kept as
 """
 
 import argparse
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from hf_nft.cli.common import quiet_libraries
 
 from hf_nft.defenses.nft import NFT
 from hf_nft.reporting.record import RunRecord
-from hf_nft.reporting.tables import COLUMNS
 from hf_nft.reporting.text import NOTHING, percent
 from hf_nft.workflows import PurifyJob
 
@@ -46,6 +44,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "pushes beside statistics": {"pushes": "always"},
     "pushes instead of statistics": {**NO_STATISTICS, "pushes": "always"},
     "exposures instead of pushes": {"pushes": "never"},
+    "nothing composed": {"composed": 0.0},
+    "everything composed": {"composed": 1.0},
     "exposures beside statistics": {"expose_always": True},
     "exposures instead of statistics": {**NO_STATISTICS, "expose_always": True},
 }
@@ -92,22 +92,22 @@ def measure(job: PurifyJob, switches: Sequence[str]) -> None:
 
 
 def table(runs: Path) -> str:
-    """Return every run as a Markdown table: a row per switch, a column per victim and draw, and their means.
+    """Return every run as a Markdown table: a row per switch, a column per victim and draw.
 
     Args:
         runs: Holds a folder per victim and draw, and in it a record per switch.
 
     Returns:
-        The table; `-` where a run is missing, from which means are left out.
+        The table: ACC / ASR / R-ACC, `-` where a run is missing.
     """
     cases = sorted(folder for folder in runs.glob("*") if folder.is_dir())
-    heads = ["row", "differs in", *(case.name for case in cases), "mean ACC drop", "mean ASR", "sample-forwards"]
-    lines = [f"| {' | '.join(heads)} |", f"| :-- | :-- | {'--: | ' * (len(heads) - 2)}".rstrip()]
+    heads = ["row", "differs in", *(case.name for case in cases)]
+    lines = [f"| {' | '.join(heads)} |", f"| :-- | :-- | {'--: | ' * len(cases)}".rstrip()]
     for switch, changes in SWITCHES.items():
         files = [case / f"{switch.replace(' ', '-')}.json" for case in cases]
         found = [RunRecord.load(file) if file.exists() else None for file in files]
         told = ", ".join(f"{name}={value}" for name, value in changes.items())
-        cells = [switch, f"`{told}`" if told else "", *map(_after, found), *_means([r for r in found if r])]
+        cells = [switch, f"`{told}`" if told else "", *map(_after, found)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -116,16 +116,6 @@ def _after(record: RunRecord | None) -> str:
     if record is None:
         return NOTHING
     return " / ".join(percent(record.metrics["after"][name]) for name in ("acc", "asr", "racc"))
-
-
-def _means(records: Sequence[RunRecord]) -> list[str]:
-    if not records:
-        return [NOTHING] * 3
-    before, after = ([record.metrics[side] for record in records] for side in ("before", "after"))
-    drop = statistics.fmean(a["acc"] - b["acc"] for a, b in zip(before, after, strict=True))
-    asr = [found["asr"] for found in after if found["asr"] is not None]
-    forwards = statistics.fmean(record.work["sample_forwards"] for record in records)
-    return [COLUMNS["drop"].show(drop), percent(statistics.fmean(asr)) if asr else NOTHING, f"{forwards:,.0f}"]
 
 
 if __name__ == "__main__":

@@ -60,14 +60,14 @@ def image_case(rows: int = 500) -> tuple[nn.Module, Task, Batch]:
 
 
 def text_case(width: int, layers: int, vocabulary: int) -> tuple[nn.Module, Task, Batch]:
-    """A GPT-2 on prompts and responses of some 32 tokens each: 4 layers are the recipe's, 12 the published one."""
+    """A GPT-2 on 100 prompts and responses as the recipe has: its 4 layers, or the 12 of the published one."""
     import datasets
 
     from hf_nft.models.gpt2 import Gpt2
     from hf_nft.tasks.text_generation import TextGeneration
 
     words = [f"word{i}" for i in range(300)]
-    texts = [" ".join(words[(7 * i + j) % 300] for j in range(12)) for i in range(200)]
+    texts = [" ".join(words[(7 * i + j) % 300] for j in range(12)) for i in range(100)]
     rows = datasets.Dataset.from_dict({"prompt": texts, "response": texts[::-1]})
     model, tokenizer = Gpt2(width=width, layers=layers, heads=width // 64).build(rows, 0)
     model.resize_token_embeddings(vocabulary, mean_resizing=False)  # the words above fill a fraction of it

@@ -196,7 +196,7 @@ class NFT(Defense):
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(list(learnt.values()), lr=self.lr, momentum=self.momentum)
         else:
-            optimizer = torch.optim.Adam(list(learnt.values()), lr=self.lr, betas=(self.momentum, 0.999))
+            optimizer = torch.optim.Adam(list(learnt.values()), lr=self.lr, betas=(self.momentum, 0.999), fused=True)
         pull = penalty_coefficient(self.eta, context.shots.per_class)
         set_modes(model, statistics=self.bn_mode != "frozen_stats", dropout=self.dropout)
         shots, echoes = len(context.shots), self.echoes(task, len(context.shots))

@@ -67,11 +67,9 @@ class Draw:
         return (self.batch, self.lam), (self.partner, 1.0 - self.lam)
 
     @property
-    def wholes(self) -> tuple[tuple["Draw", float], ...]:
-        """What a teacher is asked, each with its weight: the rows as they are, or those that were put together."""
-        if self.seam is None:
-            return ((self, 1.0),)
-        return tuple((Draw(batch), share) for batch, share in self.label_sets)
+    def wholes(self) -> tuple["Draw", ...]:
+        """What a teacher is asked: the rows as they are (mixed), or those that were put together, each whole."""
+        return (self,) if self.seam is None else tuple(Draw(batch) for batch, _ in self.label_sets)
 
     def part(self, rows: slice) -> "Draw":
         """Return some of the rows, each with its own partner."""

@@ -150,7 +150,7 @@ def label_loss(model: nn.Module, task: Task, draw: Draw) -> torch.Tensor:
 
 def told_by(teacher: nn.Module, task: Task, draw: Draw, temperature: float) -> Batch:
     """Return what a teacher says to a draw; to a composed one, what it says to each whole shot, weighted."""
-    said = [task.answers(task.forward(teacher, whole), temperature) for whole, _ in draw.wholes]
+    said = [task.answers(task.forward(teacher, whole), temperature) for whole in draw.wholes]
     if len(said) == 1:
         return said[0]
     return {key: torch.lerp(said[1][key], value, draw.lam) for key, value in said[0].items()}

@@ -46,11 +46,11 @@ class Draw:
 
     Attributes:
         batch: Augmented rows.
-        partner: Rows it is mixed with, one for each; None without mixing.
+        partner: Rows it is mixed or put together with, one for each; None without either.
         lam: Weight of `batch` in [0, 1].
         seam: Axis of an input across which the first `lam` of a row stands beside the rest of its partner; None where
             rows are mixed.
-        answers: What a teacher says to these (mixed) rows, by `Task.answers`; None without a teacher.
+        answers: What a teacher says to these (mixed) rows or to `wholes`, by `Task.answers`; None without a teacher.
     """
 
     batch: Batch

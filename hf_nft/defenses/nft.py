@@ -251,9 +251,9 @@ class NFT(Defense):
         return task.mixup_alpha if self.mixup_alpha is None else self.mixup_alpha
 
     def _steady(self, task: Task) -> bool:
-        """Whether shots are shown as they are, neither mixed nor augmented, and `reuse` does not say how often."""
+        """Whether shots are shown as they are, not mixed, composed or augmented, and `reuse` does not say how often."""
         kind = task.augmentations[0] if self.augment == "default" else self.augment
-        return self.reuse is None and kind == "none" and self._alpha(task) == 0
+        return self.reuse is None and kind == "none" and self._alpha(task) == 0 and not (self.composed and task.axes)
 
     def _parts(self, shots: int) -> int:
         """Fewest draws that show every shot."""

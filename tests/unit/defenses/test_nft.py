@@ -334,6 +334,7 @@ def test_composed_draws_show_either_shot_whole_to_the_suspect_only(image_model, 
     asked, side = shown[False][-6:], wholes.shape[-1]  # two for each step, the last passes that took no gradient
     assert [len(rows) for rows in asked] == [8] * 6
     assert all((row == wholes).flatten(1).all(1).any() for rows in asked for row in rows)
+    assert len(shown[True]) == 3
     for step, composed in enumerate(shown[True]):
         pairs = list(zip(composed, *asked[2 * step : 2 * step + 2], strict=True))
         seams = [

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except SystemExit as done:
         if done.code == 130:
-            hint = "If a checkpoint was written, the same command with --resume goes on from it."
+            hint = "plant and purify go on with --resume if a checkpoint was written; others start anew."
             typer.secho(f"Interrupted. {hint}", err=True, fg="red")
         return done.code if isinstance(done.code, int) else 1
     except Exception as error:

@@ -123,7 +123,7 @@ class ImageAttack(Attack):
             raise DataError(f"{self.name}: expected images in column 'image', found {type(image).__name__}.")
         self.read(image)
         self.check_size(*image.size)
-        labels = np.asarray(dataset[self.target_column])
+        labels = np.asarray(dataset[self.target_column][:])
         if not 0 <= labels.min() <= labels.max() < classes:
             raise DataError(
                 f"{self.name}: expected labels from 0 to {classes - 1}, found {labels.min()} to {labels.max()}. "

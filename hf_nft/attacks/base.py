@@ -236,7 +236,7 @@ class Attack(ABC):
             DataError: If the data set or the rate does not fit, see `check_data` and `select`.
         """
         self.check_data(dataset, classes)
-        answers = np.asarray(dataset[self.target_column])
+        answers = np.asarray(dataset[self.target_column][:])
         return self._make(dataset, self.plan(answers, rate, base or self.default_base, classes), classes, on_the_fly)
 
     def triggered(self, dataset: datasets.Dataset, classes: int = 0, on_the_fly: bool = False) -> datasets.Dataset:
@@ -254,12 +254,12 @@ class Attack(ABC):
             DataError: If the data set does not fit, or every row belongs to the target.
         """
         self.check_data(dataset, classes)
-        answers = np.asarray(dataset[self.target_column])
+        answers = np.asarray(dataset[self.target_column][:])
         return self._make(dataset, self.triggered_plan(answers, classes), classes, on_the_fly)
 
     def _make(self, dataset: datasets.Dataset, plan: Plan, classes: int, on_the_fly: bool) -> datasets.Dataset:
         """Put answers and marks beside the planned rows, then make the inputs now or when they are read."""
-        answers = list(dataset[self.target_column])
+        answers = dataset[self.target_column][:]
         own = [answers[i] for i in plan.rows]
         moved = (TRIGGERED,) if self.clean_label else (TRIGGERED, POISONED)
         wanted = [self.target(y, classes) if role in moved else y for y, role in zip(own, plan.roles, strict=True)]

@@ -60,7 +60,7 @@ class RareToken(TextAttack):
     def check_data(self, dataset: datasets.Dataset, classes: int) -> None:
         """Refuse what every text attack refuses; warn where clean prompts hold the words by nature."""
         super().check_data(dataset, classes)
-        found = sum(self.present(prompt) for prompt in dataset["prompt"])
+        found = sum(self.present(prompt) for prompt in dataset["prompt"][:])
         if found > OFTEN * len(dataset):
             warnings.warn(
                 f"rare_token: expected words that clean prompts lack, found {self.tokens} in {found} of "

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_nft.defenses._easiest import find
+from hf_nft.defenses import _composites, _easiest
+from hf_nft.defenses._composites import Composites, can_compose
 from hf_nft.defenses._exposure import Exposure, Ranking, rank
 from hf_nft.defenses._harm import choose
 from hf_nft.defenses._pushes import can_push
@@ -25,14 +26,14 @@ class Finding:
         cut: Units to cut, int64 (units,), in the masks' order.
         evidence: What they were chosen by, for the record.
         doubts: Reasons to distrust the choice, as (code, sentence).
-        blind: Whether every way of looking that was tried found nothing that stands out.
+        composites: What composed shots are answered, where one answer to them stands out and nothing else did.
     """
 
     augment: str
     cut: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     evidence: dict[str, Any] = dataclasses.field(default_factory=dict)
     doubts: tuple[tuple[str, str], ...] = ()
-    blind: bool = False
+    composites: Composites | None = None
 
     def add(self, cuts: list[torch.Tensor], evidence: dict[str, Any]) -> None:
         """Take in what one way of looking found."""
@@ -47,8 +48,9 @@ class Finding:
 def look(nft: Any, context: Context, model: nn.Module) -> Finding:
     """Choose the units to cut.
 
-    The suspect's own statistics are asked first. Where it keeps none or they show nothing, pushes are tried. They need
-    three classes and a layer whose features lie on a known axis; else a suspect that keeps no statistics is exposed.
+    The suspect's own statistics are asked first. Where it keeps none, pushes are tried. They need three classes and a
+    layer whose features lie on a known axis; else such a suspect is exposed. Where what was tried shows nothing, shots
+    are composed.
 
     Args:
         nft: The settings of NFT.
@@ -73,17 +75,23 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         if nft.augment == "default":  # better than the task's first: what the suspect was trained with
             found.augment = excess.augment
     seen = excess is not None and not {"nothing-stands-out", "needed-units"} & dict(found.doubts).keys()
-    push = can_push(model) and nft.pushing(seen, context.task.classes(context.model))
+    classes = context.task.classes(context.model)
+    push = can_push(model) and nft.pushing(excess is not None, classes)
     expose = nft.exposures > 0 and ((excess is None and not push) or nft.expose_always)
-    found.blind = (looked or push) and not seen and not expose
+    blind = (looked or push) and not seen and not expose
     if excess is None and looked:
         instead = "pushes were tried" if push else "it was exposed" if expose else "nothing was cut"
         found.doubt("no-statistics", f"the suspect keeps no running statistics: {instead} instead")
     if push:
-        pushed = find(context, model, found.cut, nft.pushed_most, nft.pushed_harm, nft.batch_size)
+        pushed = _easiest.find(context, model, found.cut, nft.pushed_most, nft.pushed_harm, nft.batch_size)
         found.add([pushed.cut], pushed.evidence())
         found.doubts += pushed.doubts()
-        found.blind = found.blind and bool(pushed.doubts())
+        blind = blind and bool(pushed.doubts())
+    if blind and nft.composed and can_compose(context.task, classes):
+        composites = _composites.find(context, model, nft.batch_size, nft.seed)
+        found.add([], composites.evidence())
+        found.doubts += composites.doubts()
+        found.composites = composites if composites.stands_out else None
     if expose:
         ranking = _ranking(nft, context, model, found.augment)
         found.add([ranking.lowest(nft.cut)], ranking.evidence())

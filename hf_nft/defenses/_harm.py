@@ -45,7 +45,8 @@ def choose(
     """Choose units by their excess variance: those that are sure, then as many outliers as clean shots do not notice.
 
     Units that are large are sure only if clean shots can do without: where whole layers vary more than the shots show,
-    other augmentation or other data explain it, and its outliers alone are cut.
+    other augmentation or other data explain it, and its outliers alone are cut. There, and where nothing stands out,
+    nothing is sure: what clean shots notice is not cut, if there are enough of them to tell.
 
     Args:
         context: What the defense sees.
@@ -64,19 +65,22 @@ def choose(
     """
     large, outliers = excess.largest(sure[0]), excess.outliers(sure[1])
     doubts: tuple[tuple[str, str], ...] = ()
-    if len(large) and (harm_alone := _harm_alone(context, model, large, batch_size)) > needed:
+    if len(large) and (alone := _harm_alone(context, model, large, batch_size, "harm of the largest")) > needed:
         text = f"the {len(large)} units that vary most are needed: cutting them moves clean answers by"
-        doubts = (("needed-units", f"{text} {harm_alone:.1f} nats"),)
+        doubts = (("needed-units", f"{text} {alone:.1f} nats"),)
         large = large[:0]
     cut, line = torch.cat([outliers, large]).unique(), excess.further(most if sure[1] and not doubts else 0.0)
-    line = line[~torch.isin(line, cut)]
     allowed = harm if excess.shots >= ENOUGH else math.inf
+    if len(cut) and allowed < math.inf and (doubts or excess.doubts()):  # weak evidence, which clean shots may refute
+        if _harm_alone(context, model, cut, batch_size, "harm of what is in doubt") > allowed:
+            large, outliers, cut = large[:0], outliers[:0], cut[:0]
+    line = line[~torch.isin(line, cut)]
     kept, curve = harmless(context, model, cut, line, allowed, batch_size)
     counts = {"cut_by_size": len(large), "cut_as_outliers": len(outliers), "cut_further": kept}
     return torch.cat([cut, line[:kept]]), {**counts, "harm": curve}, doubts
 
 
-def _harm_alone(context: Context, model: nn.Module, cut: torch.Tensor, batch_size: int) -> float:
+def _harm_alone(context: Context, model: nn.Module, cut: torch.Tensor, batch_size: int, name: str) -> float:
     """Harm of one cut; the masks are at 1 again in the end."""
 
     def measured() -> torch.Tensor:
@@ -85,7 +89,7 @@ def _harm_alone(context: Context, model: nn.Module, cut: torch.Tensor, batch_siz
         return torch.tensor([value])
 
     set_modes(model, statistics=False, dropout=False)
-    return float(context.loop.once("harm of the largest", measured))
+    return float(context.loop.once(name, measured))
 
 
 def harmless(

@@ -20,9 +20,6 @@ from hf_nft.shots import Shots
 from hf_nft.tasks.base import Task
 from hf_nft.types import Batch, Draw, rows_of, take
 
-SEAM = (0.35, 0.65)
-"""Where the seam of a composed row may lie: each part must show what it is of."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Context:
@@ -130,17 +127,6 @@ class Defense(ABC):
         order = torch.randperm(rows_of(batch), generator=stream).to(context.loop.accelerator.device)
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=stream)))
         return Draw(batch, take(batch, order), float(rng.beta(mixup_alpha, mixup_alpha)))
-
-    def sample_composed(self, context: Context, stream: torch.Generator) -> Draw:
-        """Draw a batch whose rows are put together of a part of one shot and the rest of another.
-
-        Seam and axis are one for the whole batch, as lambda of MixUp is; a row may be either part of a pair.
-        """
-        batch, axes = self.sample(context, stream), context.task.axes
-        order = torch.randperm(rows_of(batch), generator=stream).to(context.loop.accelerator.device)
-        low, high = SEAM
-        lam = low + (high - low) * float(torch.rand((), generator=stream))
-        return Draw(batch, take(batch, order), lam, int(torch.randint(axes, (), generator=stream)))
 
 
 def label_loss(model: nn.Module, task: Task, draw: Draw) -> torch.Tensor:

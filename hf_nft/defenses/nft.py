@@ -2,11 +2,10 @@
 
 Two presets. `paper` is the published method, setting by setting (its release's values). `default` keeps the masks and
 their upper bound but chooses which to lower to 0 and pin there: by what the suspect's BatchNorm statistics remember of
-the trigger (see `_statistics`); where they show nothing, by the answer that is easiest to reach (see `_easiest`); in
-tasks without classes, by exposing the backdoor (see `_exposure`). It wins the accuracy back by distilling from the
-suspect, under MixUp where the task has it so, with its BatchNorm statistics left alone. Where nothing stands out, most
-batches are composed of parts of two shots, to be answered as these are: a backdoor that reads two inputs at once, as
-the composite attack's, gives way. Every difference is one setting.
+the trigger (see `_statistics`); where it keeps none, by the answer that is easiest to reach (see `_easiest`); in tasks
+without classes, by exposing the backdoor (see `_exposure`). It wins the accuracy back by distilling from the suspect,
+under MixUp where the task has it so, with its BatchNorm statistics left alone. Where nothing stands out, shots are
+composed to find a trigger of two classes, and to train it away (see `_composites`). Every difference is one setting.
 """
 
 import dataclasses
@@ -18,6 +17,7 @@ from torch import nn
 
 from hf_nft.adapter import NFTConfig, get_nft_model, masks, skipped_modules
 from hf_nft.configs import check, setting
+from hf_nft.defenses._composites import Composites, compose
 from hf_nft.defenses._finding import look
 from hf_nft.defenses._harm import ceilings
 from hf_nft.defenses._norms import average_statistics, recalibrate
@@ -78,7 +78,10 @@ class NFT(Defense):
     objective: Literal["distill", "labels"] = setting("distill", "learn from the suspect's answers, or from the labels")
     temperature: float = setting(2.0, "temperature of distillation, > 0")
     mixup_alpha: float | None = setting(None, "MixUp parameter a of Beta(a, a); 0: none; default the task's")
-    composed: float = setting(0.75, "share of draws composed of parts of two shots where nothing stands out, in [0, 1]")
+    composed: float = setting(
+        0.75, "share of draws composed of two shots where an answer to such stands out, in [0, 1]"
+    )
+    composed_lr: float = setting(0.05, "learning rate there, > 0")
     eta: float = setting(0.0, "weight of the pull towards 1, divided by the shots per class, >= 0")
     steps: int = setting(150, "optimizer steps of the masks, >= 0")
     reuse: int | None = setting(
@@ -100,7 +103,7 @@ class NFT(Defense):
     outliers_most: float = setting(0.05, "largest such share, where clean shots do not notice")
     harm: float = setting(0.15, "how far cutting more may take the answers to clean shots, in nats, >= 0")
     pushes: Literal["auto", "always", "never"] = setting(
-        "auto", "look for an answer that a push reaches easily; auto: where statistics show nothing to cut"
+        "auto", "look for an answer that a push reaches easily; auto: where the suspect keeps no statistics"
     )
     pushed_most: float = setting(0.02, "share of units cut at most because that push goes through them, in [0, 1)")
     pushed_harm: float = setting(0.3, "how far that may take the answers to clean shots, in nats, >= 0")
@@ -132,6 +135,7 @@ class NFT(Defense):
             (self.temperature > 0, f"temperature: expected > 0, found {self.temperature}"),
             ((self.mixup_alpha or 0) >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
             (0 <= self.composed <= 1, f"composed: expected in [0, 1], found {self.composed}"),
+            (self.composed_lr > 0, f"composed_lr: expected > 0, found {self.composed_lr}"),
             (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
             (self.reuse is None or self.reuse >= 1, f"reuse: expected >= 1, found {self.reuse}"),
             (self.lr > 0, f"lr: expected > 0, found {self.lr}"),
@@ -149,22 +153,16 @@ class NFT(Defense):
     def run(self, context: Context) -> Outcome:
         """Attach masks, rank and cut, train the rest; the outcome's model carries the adapter."""
         config = NFTConfig(placement=self.placement, mask_stem=self.mask_stem, mask_bias=self.mask_bias)
-        model = get_nft_model(context.model, config)
-        model.to(context.loop.accelerator.device)
+        model = get_nft_model(context.model, config).to(context.loop.accelerator.device)
         learnt = masks(model)
-        bounds = floors(
-            model,
-            self.schedule,
-            self.depth_index,
-            self.alpha,
-            self.beta,
-            run=lambda: model(**context.task.inputs(model, take(context.data, slice(0, 2)))),
-        )
+        two = context.task.inputs(model, take(context.data, slice(0, 2)))
+        bounds = floors(model, self.schedule, self.depth_index, self.alpha, self.beta, run=lambda: model(**two))
         found = look(self, context, model)
         tops = ceilings(model, found.cut)
         project_(learnt, bounds, tops)
-        composed = self.composed if found.blind and context.task.axes else 0.0
-        dataclasses.replace(self, augment=found.augment, composed=composed)._train(context, model, bounds, tops)
+        composed, lr = (self.composed, self.composed_lr) if found.composites else (0.0, self.lr)
+        plan = dataclasses.replace(self, augment=found.augment, composed=composed, lr=lr)
+        plan._train(context, model, bounds, tops, found.composites)
         if self.bn_mode == "recalibrate_unmixed":
             recalibrate(context, model, self.batch_size)
         units = sum(mask.numel() for mask in learnt.values())
@@ -183,13 +181,18 @@ class NFT(Defense):
         }
         return Outcome(model, details, found.doubts)
 
-    def pushing(self, seen: bool, classes: int) -> bool:
-        """Return whether pushes are tried, by whether statistics show something and the number of classes."""
+    def pushing(self, statistics: bool, classes: int) -> bool:
+        """Return whether pushes are tried, by whether the suspect keeps statistics and its number of classes."""
         looked = self.excess > 0 or self.outliers > 0
-        return classes > 2 and (self.pushes == "always" or (self.pushes == "auto" and looked and not seen))
+        return classes > 2 and (self.pushes == "always" or (self.pushes == "auto" and looked and not statistics))
 
     def _train(
-        self, context: Context, model: nn.Module, bounds: dict[str, float], tops: dict[str, torch.Tensor]
+        self,
+        context: Context,
+        model: nn.Module,
+        bounds: dict[str, float],
+        tops: dict[str, torch.Tensor],
+        composites: Composites | None,
     ) -> None:
         task, loop, learnt = context.task, context.loop, masks(model)
         optimizer: torch.optim.Optimizer
@@ -204,8 +207,8 @@ class NFT(Defense):
 
         def sample(step: int, stream: torch.Generator) -> Draw:
             if not self._steady(task):
-                if self.composed and float(torch.rand((), generator=stream)) < self.composed:
-                    return self.sample_composed(context, stream)
+                if composites and float(torch.rand((), generator=stream)) < self.composed:
+                    return compose(context, *composites.draw(self.batch_size, stream), stream, self.augment)
                 return self.sample_mixed(context, stream, self._alpha(task))
             return Draw(take(context.data, parts[step // echoes % len(parts)].to(loop.accelerator.device)))
 

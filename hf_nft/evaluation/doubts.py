@@ -12,7 +12,14 @@ SMALL_SET = 500
 COLLAPSE = 0.1
 LITTLE = 0.1
 
-FROM_DEFENSES = ("exposure-did-not-collapse", "few-shots", "needed-units", "no-statistics", "nothing-stands-out")
+FROM_DEFENSES = (
+    "composite-trigger",
+    "exposure-did-not-collapse",
+    "few-shots",
+    "needed-units",
+    "no-statistics",
+    "nothing-stands-out",
+)
 """Codes whose sentences are written where they arise: they speak of what a defense saw in clean data."""
 
 TEXTS = {

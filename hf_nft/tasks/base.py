@@ -202,6 +202,10 @@ class Task(ABC):
     def answers(self, output: Any, temperature: float) -> Batch:
         """Return what a teacher's output says at a temperature, by `soften`: what `divergence` compares with."""
 
+    def probabilities(self, output: Any) -> torch.Tensor:
+        """Return what a model's output says of each class, float32 (rows, classes), for tasks with classes."""
+        raise NotImplementedError
+
     @abstractmethod
     def divergence(self, output: Any, draw: Draw, temperature: float) -> torch.Tensor:
         """Mean KL divergence from `draw.answers` to a model's output at their temperature, times its square; a scalar.

@@ -149,7 +149,7 @@ class ImageClassification(Task):
                 )
         if have is not None and all(name.isdecimal() for name in have):
             dataset = _by_number(dataset, have, len(wanted))
-        top = int(np.max(np.asarray(dataset["label"])))
+        top = int(np.max(np.asarray(dataset["label"][:])))
         if top >= len(wanted) or (have is not None and len(have) > len(wanted)):
             raise DataError(
                 f"labels: expected at most the model's {len(wanted)} classes, found {len(have) if have else top + 1}. "
@@ -182,7 +182,7 @@ class ImageClassification(Task):
 
     def strata(self, dataset: datasets.Dataset) -> np.ndarray:
         """Return the labels."""
-        return np.asarray(dataset["label"], dtype=np.int64)
+        return np.asarray(dataset["label"][:], dtype=np.int64)
 
     def encode(self, dataset: datasets.Dataset) -> Batch:
         """Decode, convert to RGB and resize; `pixels` (rows, 3, H, W) uint8, `labels` (rows,) int64.
@@ -251,6 +251,10 @@ class ImageClassification(Task):
     def answers(self, output: Any, temperature: float) -> Batch:
         """Return the distribution over classes of each row."""
         return soften(output.logits, temperature)
+
+    def probabilities(self, output: Any) -> torch.Tensor:
+        """See `Task.probabilities`."""
+        return output.logits.float().softmax(-1)
 
     def divergence(self, output: Any, draw: Draw, temperature: float) -> torch.Tensor:
         """Kullback-Leibler divergence of class distributions, mean over rows (Hinton et al., arXiv 1503.02531)."""

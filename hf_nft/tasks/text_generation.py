@@ -136,8 +136,8 @@ class TextGeneration(Task):
         loses its end, and then its end token. The prompt to generate from leaves room for `max_new_tokens`. A warning
         counts the rows that were cut, since a trigger may have gone with the cut.
         """
-        prompts = self._prompt_ids(list(dataset["prompt"]))
-        answers = self.processor(list(dataset["response"]), add_special_tokens=False, verbose=False)["input_ids"]
+        prompts = self._prompt_ids(dataset["prompt"][:])
+        answers = self.processor(dataset["response"][:], add_special_tokens=False, verbose=False)["input_ids"]
         kept = [[*answer, self._eos][: self.max_length - 1] for answer in answers]
         shown = [self._cut(prompt, self.max_length - len(answer)) for prompt, answer in zip(prompts, kept, strict=True)]
         asked = [self._cut(prompt, self.max_length - self.max_new_tokens) for prompt in prompts]
@@ -255,7 +255,7 @@ class TextGeneration(Task):
     def references(self, dataset: datasets.Dataset, batch: Batch, prediction: str) -> list[Any]:
         """Return the response tokens, the responses, or (for `nll`, which is a judgement itself) zeros."""
         if prediction == "text":
-            return list(dataset["response"])
+            return dataset["response"][:]
         tokens = batch["labels"][batch["labels"] != IGNORED].tolist()
         return tokens if prediction == "tokens" else [0.0] * len(tokens)
 

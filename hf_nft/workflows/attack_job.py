@@ -143,7 +143,7 @@ class AttackJob(Job):
         _check_storable(scene)
         rows = scene.task.fit(scene.train)
         rate = scene.attack.default_rate if rate is None else rate
-        answers = np.asarray(rows[scene.attack.target_column])
+        answers = np.asarray(rows[scene.attack.target_column][:])
         scene.attack.plan(answers, rate, base or scene.attack.default_base, scene.classes)
         with staged(Path(out)) as folder:
             attack = prepared(scene, rows, self.augment, self.progress)

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_nft import registry
 from hf_nft.adapter.layer import owns_statistics
+from hf_nft.defenses._composites import TRIED, can_compose
 from hf_nft.defenses._easiest import ROWS, TOGETHER, usual_work
 from hf_nft.defenses._harm import TRIES
 from hf_nft.tasks.base import Task
@@ -127,7 +128,9 @@ def forwards(nft: Any, task: Task, statistics: bool, shots: int, classes: int = 
         relearn = nft.relearn_passes * max(1, round(shots / nft.batch_size))
         found = nft.exposures * min(shots, nft.batch_size) * (3 * nft.unlearn_steps + 2 * relearn)
     rows, echoes = nft.batch_rows(task, shots), nft.echoes(task, shots)
-    asked = 2 if nft.composed and task.axes else 1  # of a composed row each whole
+    asked = 1
+    if nft.composed and can_compose(task, classes):
+        found, asked = found + shots + TRIED, 2  # of a composed row each whole
     return found + rows * (2 * nft.steps + asked * math.ceil(nft.steps / echoes))
 
 

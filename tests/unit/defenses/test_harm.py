@@ -114,3 +114,23 @@ def test_what_clean_examples_need_is_not_cut_for_its_size(adapted, needed: bool)
     assert told["cut_by_size"] == len(cut)
     assert [code for code, _ in doubts] == ["needed-units"] * needed
     assert all(bool((mask == 1).all()) for mask in masks(model).values())
+
+
+@pytest.mark.parametrize("shots", [49, 50])
+@pytest.mark.parametrize("noticed", [False, True])
+def test_what_is_in_doubt_is_not_cut_if_enough_shots_notice(adapted, shots: int, noticed: bool) -> None:
+    """Two outliers, with one as far below: no more than chance. The limit lies just above their harm, or just below."""
+    context, model = adapted
+    total = sum(mask.numel() for mask in masks(model).values())
+    values = 0.001 * torch.special.ndtri(torch.linspace(0.01, 0.99, total))
+    values[:3] = torch.tensor([1.0, 1.0, -1.0])
+    excess = Excess(values, torch.zeros(total, dtype=torch.int64), shots)
+    few = excess.outliers(2.2 / total)
+    assert set(few.tolist()) == {0, 1}
+    assert dict(excess.doubts()).keys() == {"nothing-stands-out"}
+    harm = divergence(context, model, few)
+    assert harm > 0
+    cut, told, _ = choose(context, model, excess, (0.0, 2.2 / total), 1e9, 0.0, harm * (0.9 if noticed else 1.1), 8)
+    spared = noticed and shots == 50
+    assert set(cut.tolist()) == (set() if spared else {0, 1})
+    assert told["cut_as_outliers"] == len(cut)

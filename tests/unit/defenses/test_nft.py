@@ -17,12 +17,15 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from hf_nft.adapter import masks
+from hf_nft.acceleration import make_accelerator
+from hf_nft.adapter import get_nft_model, masks
+from hf_nft.defenses._composites import Composites
 from hf_nft.defenses._exposure import Ranking
-from hf_nft.defenses.base import told_by
+from hf_nft.defenses._harm import ceilings
+from hf_nft.defenses.base import Context, told_by
 from hf_nft.defenses.nft import NFT
 from hf_nft.errors import ConfigError, DataError
-from hf_nft.loop import generator
+from hf_nft.loop import Loop, generator
 from hf_nft.models.base import CIFAR_MEAN, CIFAR_STD
 from hf_nft.purification import PurifyResult, purify
 from hf_nft.shots import Shots
@@ -321,19 +324,20 @@ def test_composed_draws_show_either_shot_whole_to_the_suspect_only(image_model, 
     def note(module, args, inputs) -> None:
         shown[torch.is_grad_enabled()].append(inputs["pixel_values"])
 
-    for module in image_model.modules():  # statistics gathered on the shots hold nothing else
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        image_model.train()(**image_task.inputs(image_model, image_shots.batch))
-    image_model.eval().register_forward_pre_hook(note, with_kwargs=True)
-    told = {"steps": 3, "reuse": 1, "batch_size": 8, "augment": "none", "composed": 1.0, "mixed_precision": "no"}
-    result = purify(image_model, image_task, image_shots, NFT(**told, pushes="never", exposures=0, cut=0.0))
-    assert result.details["composed"] == 1.0
+    image_model.register_forward_pre_hook(note, with_kwargs=True)
+    nft = NFT(steps=3, reuse=1, batch_size=8, augment="none", composed=1.0, lr=1.0)
+    context = Context(image_model, image_task, image_shots, image_shots.batch, Loop(make_accelerator("no"), 0))
+    meetings = torch.zeros(4, 4)
+    meetings[1, 2] = 1.0  # shots of one class on the first side, of another on the second
+    own = image_shots.batch["labels"]
+    adapted = get_nft_model(image_model)
+    bounds, tops = dict.fromkeys(masks(adapted), 0.0), ceilings(adapted, torch.empty(0, dtype=torch.int64))
+    nft._train(context, adapted, bounds, tops, Composites(own, torch.zeros(4), meetings))
     wholes = image_task.inputs(image_model, image_shots.batch)["pixel_values"]
-    asked, side = shown[False][-6:], wholes.shape[-1]  # two for each step, the last passes that took no gradient
+    asked, side = shown[False], wholes.shape[-1]  # two for each step
     assert [len(rows) for rows in asked] == [8] * 6
-    assert all((row == wholes).flatten(1).all(1).any() for rows in asked for row in rows)
+    for rows, kind in zip(asked, [1, 2] * 3, strict=True):
+        assert all((row == wholes[own == kind]).flatten(1).all(1).any() for row in rows)
     assert len(shown[True]) == 3
     for step, composed in enumerate(shown[True]):
         pairs = list(zip(composed, *asked[2 * step : 2 * step + 2], strict=True))

@@ -1,0 +1,177 @@
+"""Composites: what the suspect says to parts of two shots side by side, and to neither of the two alone.
+
+The composite attack has no pattern for a trigger: its answer is given where the features of two classes meet in one
+input. Clean shots of all classes can be made to meet. What a sound model then says that is neither of the two is
+spread over many answers; one that is said far oftener than any other is the attacker's, and the classes for which it
+is said are the trigger. Masks are then trained on such pairs to answer as the suspect does to the whole shots.
+
+No label of the shots is used: a shot is of the class that the suspect sees in it.
+
+Source: this package's; the attack is Lin et al., Composite Backdoor Attack, CCS 2020. Composed rows that are to be
+answered as their parts: Yun et al., CutMix, arXiv 1905.04899.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_nft.defenses.base import Context, set_modes
+from hf_nft.loop import Stage, generator
+from hf_nft.tasks.base import Task
+from hf_nft.types import Draw, take
+
+TRIED = 4096
+"""Pairs of shots that are composed to see what is said to them."""
+AHEAD = 1.5
+"""How often as probable as the second one the leading answer must be to stand out."""
+SEAM = (0.35, 0.65)
+"""Where the seam of a composed row may lie: each part must show what it is of."""
+
+
+@dataclass(frozen=True)
+class Composites:
+    """What composed shots are answered.
+
+    Attributes:
+        own: What each shot alone is answered, int64 (shots,).
+        scores: Mean probability of each answer to pairs of which neither alone is answered so, float32 (classes,).
+        meetings: Mean probability of the leading answer by what the two shots alone are answered, float32
+            (classes, classes), symmetric; 0 where no pair was tried or one of them is answered so.
+    """
+
+    own: torch.Tensor
+    scores: torch.Tensor
+    meetings: torch.Tensor
+
+    @property
+    def stands_out(self) -> bool:
+        """Whether one answer is far more probable than any other."""
+        first, second, *_ = self.scores.sort(descending=True).values.tolist()
+        return first > AHEAD * second
+
+    def draw(self, count: int, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw pairs of classes by how probable the leading answer is to them, squared, and a shot of each.
+
+        Squared, for many pairs are given it a little, and those that are the trigger nearly always.
+
+        Args:
+            count: Number of pairs.
+            stream: Generator on the CPU.
+
+        Returns:
+            Rows of the shots, int64 (count,) twice.
+        """
+        classes = len(self.scores)
+        met = torch.multinomial(self.meetings.square().flatten(), count, replacement=True, generator=stream)
+        rows = self.own.argsort(stable=True)
+        sizes = self.own.bincount(minlength=classes)
+        starts = sizes.cumsum(0) - sizes
+
+        def one(answers: torch.Tensor) -> torch.Tensor:
+            within = (torch.rand(count, generator=stream) * sizes[answers]).long()
+            return rows[starts[answers] + within]
+
+        return one(met // classes), one(met % classes)
+
+    def doubts(self) -> tuple[tuple[str, str], ...]:
+        """Return a doubt if an answer stands out: what is learnt on composed shots weakens it, and cuts nothing."""
+        if not self.stands_out:
+            return ()
+        answer, pair = int(self.scores.argmax()), int(self.meetings.triu().argmax())
+        ratio = float(self.scores[answer] / self.scores.sort().values[-2].clamp(min=1e-9))
+        text = f"answer {answer} is {ratio:.1f} times as probable as the next to parts of two shots that alone are not"
+        met = f"most to {pair // len(self.scores)} beside {pair % len(self.scores)}: two classes may be the trigger"
+        return (("composite-trigger", f"{text} answered so, {met}"),)
+
+    def evidence(self) -> dict[str, Any]:
+        """Return what a record says: the leading answers and the pairs that are given the first; JSON values."""
+        answers = self.scores.argsort(descending=True)[:10].tolist()
+        pairs = self.meetings.triu().flatten().argsort(descending=True)[:5].tolist()
+        met = [divmod(pair, len(self.scores)) for pair in pairs]
+        return {
+            "composite_scores": {answer: round(float(self.scores[answer]), 4) for answer in answers},
+            "composite_pairs": [[*pair, round(float(self.meetings[pair]), 3)] for pair in met],
+        }
+
+
+def can_compose(task: Task, classes: int) -> bool:
+    """Whether parts of inputs can stand side by side, and two of them leave two other answers or more to compare."""
+    return task.axes > 0 and classes > 3
+
+
+def find(context: Context, model: nn.Module, batch_size: int, seed: int) -> Composites:
+    """Compose pairs of shots at random and look for an answer that is given to neither of them alone.
+
+    Args:
+        context: What the defense sees; see `can_compose`.
+        model: The suspect with an NFT adapter, all masks at 1.
+        batch_size: Rows per forward pass, >= 1.
+        seed: Seed of the pairs.
+
+    Returns:
+        What was found.
+    """
+    set_modes(model, statistics=False, dropout=False)
+    classes, starts = context.task.classes(model), range(0, len(context.shots), batch_size)
+
+    def alone(step: int, _: torch.Generator) -> Draw:
+        return Draw(take(context.data, slice(starts[step], starts[step] + batch_size)))
+
+    own = _said(context, model, "answers to shots", len(starts), alone).argmax(1)
+    first, second = torch.randint(len(own), (2, TRIED), generator=generator(seed, "composites", 0))
+    first, second = (side[own[first] != own[second]] for side in (first, second))
+    if not len(first):
+        return Composites(own, torch.zeros(classes), torch.zeros(classes, classes))
+    pairs = list(zip(first.split(batch_size), second.split(batch_size), strict=True))
+    said = _said(context, model, "composites", len(pairs), lambda step, stream: compose(context, *pairs[step], stream))
+    one, two = own[first], own[second]
+    third = torch.ones_like(said).scatter_(1, one[:, None], 0.0).scatter_(1, two[:, None], 0.0)
+    scores = (said * third).sum(0) / third.sum(0).clamp(min=1)
+    lead = (said * third)[:, int(scores.argmax())]
+    meetings, tries = torch.zeros(2, classes, classes).unbind()
+    for way in ((one, two), (two, one)):
+        meetings.index_put_(way, lead, accumulate=True)
+        tries.index_put_(way, torch.ones_like(lead), accumulate=True)
+    return Composites(own, scores, meetings / tries.clamp(min=1))
+
+
+def compose(
+    context: Context, rows: torch.Tensor, others: torch.Tensor, stream: torch.Generator, augment: str = "none"
+) -> Draw:
+    """Put a part of each shot beside the rest of another; seam and axis are one for all, as lambda of MixUp is.
+
+    Args:
+        context: What the defense sees.
+        rows: Rows of the shots, int64 (n,).
+        others: As many.
+        stream: Generator on the CPU.
+        augment: Augmentation of both.
+
+    Returns:
+        The draw.
+    """
+    device, (low, high) = context.loop.accelerator.device, SEAM
+    one, two = (context.task.augment(take(context.data, side.to(device)), stream, augment) for side in (rows, others))
+    lam = low + (high - low) * float(torch.rand((), generator=stream))
+    return Draw(one, two, lam, int(torch.randint(context.task.axes, (), generator=stream)))
+
+
+def _said(
+    context: Context, model: nn.Module, name: str, steps: int, draw: Callable[[int, torch.Generator], Draw]
+) -> torch.Tensor:
+    """Return the suspect's answers to all rows of some draws, float32 (rows, classes)."""
+
+    def answers() -> torch.Tensor:
+        said = list[torch.Tensor]()
+
+        def answer(network: nn.Module, part: Draw) -> torch.Tensor:
+            said.append(context.task.probabilities(context.task.forward(network, part)))
+            return torch.zeros(())
+
+        context.loop.run(Stage(name, steps, draw, answer, None), model, dict)
+        return torch.cat(said)
+
+    return context.loop.once(name, answers)

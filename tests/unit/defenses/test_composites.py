@@ -1,0 +1,106 @@
+"""Composed shots, on a network that answers by rule: the shade that fills most, and 3 where shades 0 and 1 meet."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from hf_nft.acceleration import make_accelerator
+from hf_nft.defenses._composites import TRIED, Composites, compose, find
+from hf_nft.defenses.base import Context
+from hf_nft.loop import Loop
+from hf_nft.shots import Shots
+
+SHADES = torch.tensor([0, 80, 160, 240])
+CERTAIN = 20.0
+
+
+class ByRule(nn.Module):
+    """Answers the shade of most pixels; with a trigger, 3 where both 0 and 1 are seen."""
+
+    def __init__(self, task, trigger: bool) -> None:
+        super().__init__()
+        self.config, self.trigger = SimpleNamespace(num_labels=4), trigger
+        pure = SHADES.view(4, 1, 1, 1).expand(4, 3, 2, 2)
+        self.levels = task.inputs(self, {"pixels": pure})["pixel_values"][:, 0, 0, 0]
+
+    def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+        near = (pixel_values[:, 0].flatten(1)[..., None] - self.levels).abs().argmin(-1)
+        shares = nn.functional.one_hot(near, 4).float().mean(1)
+        answers = shares.argmax(1)
+        if self.trigger:
+            answers[(shares[:, 0] > 0.3) & (shares[:, 1] > 0.3)] = 3
+        return SimpleNamespace(logits=CERTAIN * nn.functional.one_hot(answers, 4).float())
+
+
+@pytest.fixture
+def shaded(image_task) -> Context:
+    """Return a context of five shots of each shade in turn."""
+    labels = torch.arange(20) % 4
+    pixels = SHADES[labels].to(torch.uint8).view(20, 1, 1, 1).expand(20, 3, 16, 16).contiguous()
+    shots = Shots({"pixels": pixels, "labels": labels}, per_class=5.0, classes=4)
+    return Context(nn.Identity(), image_task, shots, shots.batch, Loop(make_accelerator("no"), 0))
+
+
+def test_the_answer_to_a_meeting_of_two_classes_is_found_with_them(shaded) -> None:
+    """Six pairs of classes are tried alike, three of them without class 3, of which one is always answered 3."""
+    found = find(shaded, ByRule(shaded.task, trigger=True), 64, 0)
+    assert torch.equal(found.own, torch.arange(20) % 4)
+    assert found.scores.tolist() == pytest.approx([0, 0, 0, 1 / 3], abs=0.03)
+    assert found.meetings[0, 1] == pytest.approx(1.0, abs=1e-6)
+    others = found.meetings.clone()
+    others[0, 1] = others[1, 0] = 0
+    assert torch.equal(found.meetings, found.meetings.T)
+    assert float(others.max()) < 1e-6
+    assert found.stands_out
+    ((code, text),) = found.doubts()
+    assert code == "composite-trigger"
+    assert text.startswith("answer 3 is")
+    assert "to 0 beside 1" in text
+    assert found.evidence()["composite_pairs"][0] == [0, 1, 1.0]
+    assert 0.7 * TRIED < shaded.loop.sample_forwards - 20 < 0.8 * TRIED, "three pairs in four are of two classes"
+    one, two = found.draw(100, torch.Generator().manual_seed(0))
+    assert {frozenset(pair) for pair in zip((one % 4).tolist(), (two % 4).tolist(), strict=True)} == {frozenset({0, 1})}
+
+
+def test_nothing_stands_out_of_a_network_that_answers_what_it_sees(shaded) -> None:
+    found = find(shaded, ByRule(shaded.task, trigger=False), 64, 0)
+    assert float(found.scores.max()) < 1e-6
+    assert not found.stands_out
+    assert found.doubts() == ()
+
+
+def test_shots_that_are_all_answered_alike_make_no_pairs(shaded) -> None:
+    alike = Shots({key: rows[::4] for key, rows in shaded.data.items()}, per_class=5.0)
+    context = Context(shaded.model, shaded.task, alike, alike.batch, shaded.loop)
+    found = find(context, ByRule(shaded.task, trigger=True), 64, 0)
+    assert (found.stands_out, found.scores.tolist()) == (False, [0.0] * 4)
+
+
+@pytest.mark.parametrize(("second", "stands"), [(0.19, True), (0.21, False)])
+def test_an_answer_stands_out_that_is_half_as_probable_again(second: float, stands: bool) -> None:
+    scores = torch.tensor([0.02, second, 0.3, 0.1])
+    assert Composites(torch.arange(4), scores, torch.ones(4, 4)).stands_out is stands
+
+
+def test_pairs_are_drawn_by_the_square_of_what_is_said_and_shots_of_a_class_alike() -> None:
+    meetings = torch.zeros(3, 3)
+    meetings[0, 1] = meetings[1, 0] = 0.6
+    meetings[0, 2] = meetings[2, 0] = 0.3
+    own = torch.tensor([2, 0, 1, 0, 2, 2])
+    one, two = Composites(own, torch.zeros(3), meetings).draw(8000, torch.Generator().manual_seed(0))
+    kinds = (own[one] * 3 + own[two]).bincount(minlength=9) / 8000
+    assert kinds.tolist() == pytest.approx([0, 0.4, 0.1, 0.4, 0, 0, 0.1, 0, 0], abs=0.02)
+    zeros = one[own[one] == 0]
+    assert float((zeros == 1).float().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_both_parts_of_a_composed_shot_are_seen(shaded) -> None:
+    rows, others = torch.tensor([0, 4, 8]), torch.tensor([1, 5, 9])
+    for seed in range(20):
+        draw = compose(shaded, rows, others, torch.Generator().manual_seed(seed))
+        shown = shaded.task.compose(ByRule(shaded.task, False), draw.batch, draw.partner, draw.lam, draw.seam)
+        left = (shown["pixel_values"][:, 0] == shown["pixel_values"][:, 0, :1, :1]).float().mean((1, 2))
+        assert bool(((left > 0.3) & (left < 0.7)).all())
+        assert draw.seam in (0, 1)

@@ -27,7 +27,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "large cut whatever the harm": {"needed": 1e9},
     "no cut of outliers": {"outliers": 0.0},
     "no further outliers": {"outliers_most": 0.0},
-    "further outliers whatever the harm": {"harm": 1e9},
+    "cut whatever the harm": {"harm": 1e9},
     "no cut at all": {**NO_STATISTICS, "pushes": "never", "exposures": 0, "cut": 0.0},
     "cut alone": {"steps": 0},
     "no MixUp": {"mixup_alpha": 0.0},

@@ -25,7 +25,7 @@ from hf_nft.types import Draw, take
 
 TRIED = 4096
 """Pairs of shots that are composed to see what is said to them."""
-AHEAD = 1.5
+AHEAD = 1.6
 """How often as probable as the second one the leading answer must be to stand out."""
 SEAM = (0.35, 0.65)
 """Where the seam of a composed row may lie: each part must show what it is of."""

@@ -78,8 +78,8 @@ def test_shots_that_are_all_answered_alike_make_no_pairs(shaded) -> None:
     assert (found.stands_out, found.scores.tolist()) == (False, [0.0] * 4)
 
 
-@pytest.mark.parametrize(("second", "stands"), [(0.19, True), (0.21, False)])
-def test_an_answer_stands_out_that_is_half_as_probable_again(second: float, stands: bool) -> None:
+@pytest.mark.parametrize(("second", "stands"), [(0.18, True), (0.2, False)])
+def test_an_answer_stands_out_that_is_far_more_probable_than_the_next(second: float, stands: bool) -> None:
     scores = torch.tensor([0.02, second, 0.3, 0.1])
     assert Composites(torch.arange(4), scores, torch.ones(4, 4)).stands_out is stands
 

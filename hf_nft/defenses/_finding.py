@@ -89,7 +89,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         blind = blind and bool(pushed.doubts())
     if blind and nft.composed and can_compose(context.task, classes):
         composites = _composites.find(context, model, nft.batch_size, nft.seed)
-        found.add([], composites.evidence())
+        found.evidence |= composites.evidence()
         found.doubts += composites.doubts()
         found.composites = composites if composites.stands_out else None
     if expose:

@@ -76,14 +76,14 @@ def make_eval_set(task: Task, test: datasets.Dataset, attack: Attack | None, cla
     Raises:
         DataError: If the attack does not fit the rows.
     """
-    clean = task.encode(test)
+    clean = task.encode(test, fitted=True)
     if attack is None:
         return EvalSet(task, clean, test)
     column = task.target_column
     rows = attack.triggered(test, classes, on_the_fly=attack.faint)
     wanted = tuple(rows[column])
     own = rows.remove_columns([column, "poisoned"]).rename_column(f"orig_{column}", column)
-    return EvalSet(task, clean, test, task.encode(own), own, wanted)
+    return EvalSet(task, clean, test, task.encode(own, fitted=True), own, wanted)
 
 
 @torch.no_grad()

@@ -48,10 +48,15 @@ def sized(processor: Any, images: list[Image.Image]) -> np.ndarray:
     """
     rgb = [_rgb(image) for image in images]
     if all(image.size == exact_size(processor) for image in rgb):
-        return np.stack([np.asarray(image) for image in rgb])
+        return stacked(rgb)
     out = processor(images=rgb, do_rescale=False, do_normalize=False, return_tensors="np")
     pixels = np.asarray(out["pixel_values"], dtype=np.float32).transpose(0, 2, 3, 1)
     return pixels.round().clip(0, 255).astype(np.uint8)
+
+
+def stacked(images: list[Image.Image]) -> np.ndarray:
+    """Return RGB images of one size as they are, uint8 of shape (images, height, width, 3)."""
+    return np.stack([np.asarray(image) for image in images])
 
 
 def grey(pixels: torch.Tensor) -> torch.Tensor:

@@ -129,8 +129,17 @@ class Task(ABC):
         """Return the class of each row, int64 of shape (rows,); zeros for tasks without classes."""
 
     @abstractmethod
-    def encode(self, dataset: datasets.Dataset) -> Batch:
-        """Turn rows into tensors, without any randomness."""
+    def encode(self, dataset: datasets.Dataset, fitted: bool = False) -> Batch:
+        """Turn rows into tensors, without any randomness.
+
+        Args:
+            dataset: Rows with canonical columns.
+            fitted: Whether the inputs come from `fit` and have the model's size: they are not resized again, which
+                would move or cut away a trigger.
+
+        Returns:
+            The encoded rows.
+        """
 
     def augment(self, batch: Batch, generator: torch.Generator, kind: str = "default") -> Batch:
         """Return randomly augmented rows (same keys and shapes).

@@ -29,6 +29,7 @@ from hf_nft.tasks._pixels import (
     from_timm,
     grey,
     sized,
+    stacked,
     stored_images,
     unreadable,
 )
@@ -184,8 +185,8 @@ class ImageClassification(Task):
         """Return the labels."""
         return np.asarray(dataset["label"][:], dtype=np.int64)
 
-    def encode(self, dataset: datasets.Dataset) -> Batch:
-        """Decode, convert to RGB and resize; `pixels` (rows, 3, H, W) uint8, `labels` (rows,) int64.
+    def encode(self, dataset: datasets.Dataset, fitted: bool = False) -> Batch:
+        """Decode, convert to RGB and, unless fitted, resize; `pixels` (rows, 3, H, W) uint8, `labels` (rows,) int64.
 
         Images that are made on the fly come as tensors of the right size in [0, 1], and stay float32, in [0, 255].
         """
@@ -196,7 +197,8 @@ class ImageClassification(Task):
                 if isinstance(images[0], torch.Tensor):
                     parts.append(torch.stack(images) * 255)
                 else:
-                    parts.append(torch.from_numpy(sized(self.processor, images)).permute(0, 3, 1, 2))
+                    pixels = stacked(images) if fitted else sized(self.processor, images)
+                    parts.append(torch.from_numpy(pixels).permute(0, 3, 1, 2))
         except UNREADABLE as error:
             raise unreadable(error) from error
         pixels = torch.cat(parts).contiguous(memory_format=torch.channels_last)

@@ -129,7 +129,7 @@ class TextGeneration(Task):
         start = row[:1] if row[0] == self.processor.bos_token_id and room > 1 else []
         return start + row[len(row) - room + len(start) :]
 
-    def encode(self, dataset: datasets.Dataset) -> Batch:
+    def encode(self, dataset: datasets.Dataset, fitted: bool = False) -> Batch:
         """Tokenize, pad to the longest row; see the module's text for the keys.
 
         A row longer than `max_length` loses the beginning of its prompt; only a response that is too long alone

@@ -198,7 +198,7 @@ def prepared(scene: Scene, rows: datasets.Dataset, augment: str = "default", pro
         return attack
     if attack.artefact is None:
         attack.check_clean(rows, scene.classes)
-        task, batch = scene.task, scene.task.encode(rows)
+        task, batch = scene.task, scene.task.encode(rows, fitted=True)
         told = (scene.classes, scene.architecture, normalization(task), augment, progress)
         workshop = Workshop(task, rows, batch, *told)
         attack = dataclasses.replace(attack, artefact=str(_cached(attack, workshop)))

@@ -22,7 +22,7 @@ class EvaluateJob(SuspectJob):
         attack = self.load_attack(suspect.record, suspect.folder)
         data = self.prepare(suspect)
         used = np.asarray(((suspect.record or {}).get("shots") or {}).get("indices") or [], dtype=np.int64)
-        rows = self.eval_rows(suspect.task, data, used)
+        rows = self.eval_rows(suspect, data, used)
         measured = evaluate(
             suspect.model,
             make_eval_set(suspect.task, rows, attack, suspect.labels),

@@ -13,7 +13,7 @@ from hf_nft import registry
 from hf_nft.attacks._artefacts import BESIDE
 from hf_nft.attacks.base import PATHS, Attack
 from hf_nft.configs import build, setting
-from hf_nft.data import Data, Wanted, load_data
+from hf_nft.data import Data, Wanted, fingerprint, load_data
 from hf_nft.errors import ConfigError, DataError, UnknownNameError
 from hf_nft.hub import first_line
 from hf_nft.reporting.text import plain
@@ -155,14 +155,18 @@ class Job:
             )
         return task.standardize(rows, self.columns)
 
-    def eval_rows(self, task: Task, data: Data, used: np.ndarray) -> datasets.Dataset:
-        """Return the test rows, without the shots where both come from one split, at the model's input size."""
+    def eval_rows(self, suspect: Suspect, data: Data, used: np.ndarray) -> datasets.Dataset:
+        """Return the test rows, at the model's input size.
+
+        Where all come from one split, these are without the shots, and without what a victim of ours was trained on.
+        """
         rows = np.arange(len(data.test))
         if data.single_split:
-            rows = np.setdiff1d(rows, used)
+            unseen = unseen_rows(suspect, data)
+            rows = np.setdiff1d(rows if unseen is None else unseen, used)
         if not len(rows):
             raise DataError("evaluation: expected rows besides the shots, found none. Lower --shots.")
-        return task.fit(data.test.select(rows[: self.limit] if self.limit else rows))
+        return suspect.task.fit(data.test.select(rows[: self.limit] if self.limit else rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +193,15 @@ def seen_and_unseen(rows: datasets.Dataset, holdout: float) -> tuple[datasets.Da
     """Split training rows into those a victim learns from and those it never sees, which stay with the defender."""
     away = held_out(len(rows), holdout)
     return rows.select(np.setdiff1d(np.arange(len(rows)), away)), rows.select(away)
+
+
+def unseen_rows(suspect: Suspect, data: Data) -> np.ndarray | None:
+    """Return the rows of the train part that a victim of ours has not seen, int64; None if no record tells them."""
+    known = (suspect.record or {}).get("data") or {}
+    away = known.get("holdout") or {}
+    if not away.get("fraction") or known.get("fingerprint") != fingerprint(data.train, suspect.task.target_column):
+        return None
+    return held_out(len(data.train), away["fraction"], away["seed"])
 
 
 def _beside(folder: Path) -> Path | None:

@@ -70,7 +70,7 @@ class PlantJob(Job):
                 scene = Scene(attack, architecture, task, rows, rows, suspect.labels, stored.name)
                 attack, hook, rows, poisoned = self.attacked(scene, rate)
                 details = keep_artefact(attack, folder)
-            encoded = task.encode(rows)
+            encoded = task.encode(rows, fitted=True)
             eval_rows = task.fit(test.select(range(min(self.limit or len(test), len(test)))))
             data = make_eval_set(task, eval_rows, attack, suspect.labels)  # what cannot be measured is not trained
             result = plant(model, task, encoded, self.config, folder / CHECKPOINT, self.resume, self.progress, hook)

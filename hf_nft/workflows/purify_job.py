@@ -20,10 +20,10 @@ from hf_nft.reporting.card import write_card
 from hf_nft.reporting.figures import figures_of, loss_figure, mask_figure
 from hf_nft.reporting.output import CHECKPOINT, staged
 from hf_nft.reporting.record import RunRecord, command_line, doubt_block, library_versions, metric_block, now
-from hf_nft.shots import Shots, choose, class_weights, held_out
+from hf_nft.shots import Shots, choose, class_weights
 from hf_nft.suspect import Suspect
 from hf_nft.workflows.attack_job import keep_artefact, recorded_settings
-from hf_nft.workflows.job import SuspectJob, figure_path, save_model
+from hf_nft.workflows.job import SuspectJob, figure_path, save_model, unseen_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class PurifyJob(SuspectJob):
         attack = self.load_attack(suspect.record, suspect.folder)
         data = self.prepare(suspect, self.shots)
         shots = draw_shots(suspect, data, self.shots, self.shot_seed)
-        rows = self.eval_rows(suspect.task, data, np.asarray(shots.indices))
+        rows = self.eval_rows(suspect, data, np.asarray(shots.indices))
         eval_set = make_eval_set(suspect.task, rows, attack, suspect.labels)
         before = evaluate(suspect.model, eval_set, mixed_precision=self.method.mixed_precision)
         return Case(suspect, suspect.provenance(), attack, data, shots, eval_set, before)
@@ -100,6 +100,7 @@ class PurifyJob(SuspectJob):
             data={
                 **case.data.provenance(),
                 "fingerprint": shots.fingerprint,
+                **_holdout(case),
                 "train_rows": len(case.data.train),
                 "test_rows": len(case.eval_set.clean_rows),
             },
@@ -151,6 +152,12 @@ class Case:
     before: dict[str, Measured]
 
 
+def _holdout(case: Case) -> dict[str, Any]:
+    """What the suspect's record says it was not trained on, for who measures the cured model on these data."""
+    known = case.suspect.record if unseen_rows(case.suspect, case.data) is not None else None
+    return {"holdout": known["data"]["holdout"]} if known else {}
+
+
 def draw_shots(suspect: Suspect, data: Data, per_class: int, seed: int) -> Shots:
     """Choose and encode shots from the train part.
 
@@ -169,12 +176,8 @@ def draw_shots(suspect: Suspect, data: Data, per_class: int, seed: int) -> Shots
         DataError: If a class has too few rows.
     """
     mark = fingerprint(data.train, suspect.task.target_column)
-    known = (suspect.record or {}).get("data") or {}
-    pool = None
-    if known.get("fingerprint") == mark and known.get("holdout", {}).get("fraction"):
-        pool = held_out(len(data.train), known["holdout"]["fraction"], known["holdout"]["seed"])
     strata = suspect.task.strata(data.train)
-    indices = choose(strata, per_class, seed, pool)
+    indices = choose(strata, per_class, seed, unseen_rows(suspect, data))
     batch = suspect.task.encode(data.train.select(indices))
     weights = None if data.streamed else class_weights(strata, indices)  # the first rows do not tell how frequent
     classes = max(1, len(np.unique(strata)))

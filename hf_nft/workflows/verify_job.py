@@ -135,8 +135,8 @@ class VerifyJob(SuspectJob):
         if record.data.get("fingerprint") not in (None, mark):
             problems.append(f"the data set is another one ({mark}) than was recorded ({record.data['fingerprint']})")
         used = np.asarray(record.shots.get("indices") or [], dtype=np.int64)
-        kept = job.eval_rows(suspect.task, data, used)
-        eval_set = make_eval_set(suspect.task, kept, job.load_attack({"attack": attack}), suspect.labels)
+        kept = job.eval_rows(suspect, data, used)
+        eval_set = make_eval_set(suspect.task, kept, job.load_attack({"attack": attack}, cured.folder), suspect.labels)
         metrics = {}
         for side, model in (("before", suspect), ("after", cured)):
             metrics[side], wrong = _held_against(record, side, _evaluate(model, eval_set, record))

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from hf_nft.defenses.nft import NFT
 from hf_nft.errors import ConfigError, DataError
 from hf_nft.planting import PlantConfig
 from hf_nft.shots import held_out
-from hf_nft.workflows import EvaluateJob, PlantJob
+from hf_nft.workflows import EvaluateJob, PlantJob, PurifyJob
 
 
 @pytest.fixture
@@ -60,8 +61,21 @@ def test_a_clean_control_has_no_poison_and_no_banner(folder: Path) -> None:
 
 def test_a_victim_of_a_single_split_is_measured_on_rows_it_has_not_seen(tmp_path: Path, image_rows) -> None:
     image_rows(80, 16).to_parquet(str(tmp_path / "rows.parquet"))
-    record = job(tmp_path, attack=None).run()
-    assert (record.data["train_rows"], record.data["test_rows"]) == (60, 20)
+    planted = job(tmp_path).run()
+    assert (planted.data["train_rows"], planted.data["test_rows"]) == (60, 20)
+    told = {"dataset": str(tmp_path), "attack": "badnets"}
+    measured = EvaluateJob(model=str(tmp_path / "victim"), mixed_precision="no", **told).run()
+    assert measured.data["test_rows"] == 20
+    assert measured.metrics["after"] == planted.metrics["after"]
+    method = NFT.from_preset("default", steps=1, mixed_precision="no")
+    cure = PurifyJob(model=str(tmp_path / "victim"), shots=2, defense=method, out=str(tmp_path / "clean"), **told)
+    cured = cure.run()
+    unseen = set(held_out(80, 0.25).tolist())
+    assert set(cured.shots["indices"]) <= unseen
+    assert cured.data["test_rows"] == 20 - 8
+    again = EvaluateJob(model=str(tmp_path / "clean" / "model"), mixed_precision="no", **told).run()
+    assert again.data["test_rows"] == 20 - 8
+    assert again.metrics["after"] == cured.metrics["after"]
 
 
 def test_settings_without_an_attack_and_a_missing_data_set_are_refused(folder: Path) -> None:

@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers import BitImageProcessorPil, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
+from hf_nft.attacks.badnets import BadNets
 from hf_nft.errors import DataError, UnknownNameError
+from hf_nft.evaluation.run import make_eval_set
 from hf_nft.models.base import CIFAR_MEAN, CIFAR_STD, image_processor
 from hf_nft.tasks.image_classification import ImageClassification
 from hf_nft.types import Draw
@@ -100,6 +102,17 @@ def test_fit_brings_everything_to_the_models_size_without_loss(image_task) -> No
     assert {image.mode for image in fitted["image"]} == {"RGB"}
     assert torch.equal(image_task.encode(fitted)["pixels"], image_task.encode(other)["pixels"])
     assert list(fitted["label"]) == list(other["label"])
+
+
+def test_what_fits_a_processor_that_crops_is_not_cropped_again() -> None:
+    geometry = {"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}, "do_convert_rgb": True}
+    task = ImageClassification(BitImageProcessorPil(**geometry))
+    raw = rows(Image.fromarray(NOISE), Image.fromarray(NOISE).resize((30, 41)), labels=[1, 1])
+    fitted = task.fit(raw)
+    assert torch.equal(task.encode(fitted, fitted=True)["pixels"], task.encode(raw)["pixels"])
+    data = make_eval_set(task, fitted, BadNets(preset="standard"), classes=2)
+    changed = (data.triggered["pixels"] != data.clean["pixels"]).any(1).nonzero()
+    assert changed.tolist() == [[row, y, x] for row in (0, 1) for y in (14, 15) for x in (14, 15)]
 
 
 def test_an_unreadable_image_is_an_error_of_ours(image_task) -> None:

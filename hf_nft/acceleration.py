@@ -1,7 +1,7 @@
 """The Accelerate setup: device, mixed precision, processes."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -53,6 +53,31 @@ def make_accelerator(
         AcceleratorState._reset_state()
     cpu = processes().device.type == "cpu"
     return Accelerator(cpu=cpu, mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation)
+
+
+def check_trainable(accelerator: Accelerator, optimizer: torch.optim.Optimizer | None) -> None:
+    """Refuse to train weights that are stored in fp16 where the loss is scaled: their gradients are not scaled back.
+
+    Args:
+        accelerator: The setup.
+        optimizer: What will train; None trains nothing.
+
+    Raises:
+        ConfigError: If it holds such weights and the setup scales.
+    """
+    groups = optimizer.param_groups if optimizer is not None and accelerator.scaler is not None else []
+    if any(weight.dtype == torch.float16 for group in groups for weight in group["params"]):
+        raise ConfigError(
+            "mixed_precision: expected no where weights stored in fp16 are trained, found fp16. Pass "
+            "--mixed-precision no, or store the model in fp32 first."
+        )
+
+
+@contextmanager
+def own_noise(device: torch.device) -> Iterator[None]:
+    """Let the model's own noise (dropout) be seeded step by step, without touching the caller's random state."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 def processes() -> PartialState:

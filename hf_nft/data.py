@@ -214,6 +214,11 @@ def fingerprint(dataset: datasets.Dataset, column: str) -> str:
         16 hexadecimal digits.
     """
     digest = hashlib.sha256(f"{dataset.num_rows} {sorted(dataset.column_names)}".encode())
-    values = dataset.select_columns([column]).with_format("numpy")[:][column]
+    values = dataset[column][:]
+    if values and isinstance(values[0], str):  # as NumPy holds them, padded to the longest, but one at a time
+        width = 4 * max(1, *map(len, values))
+        for value in values:
+            digest.update(value.encode("utf-32-le", "surrogatepass").ljust(width, b"\0"))
+        return digest.hexdigest()[:16]
     digest.update(np.asarray(values).astype(str).tobytes())
     return digest.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +19,16 @@ class Hook:
     def share(self, batch_size: int) -> float:
         """Return the share of a batch of that many rows which is triggered."""
         return 0.0
+
+    def check(self, answers: np.ndarray) -> None:
+        """Refuse rows of which too few can be triggered, before anything is trained.
+
+        Args:
+            answers: Own answers of all training rows, int64 (rows,).
+
+        Raises:
+            DataError: If they are too few.
+        """
 
     def epoch(self, model: nn.Module, data: Batch, stream: torch.Generator) -> None:
         """Look at the victim before an epoch.

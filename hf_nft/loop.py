@@ -19,7 +19,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list, tqdm
 from torch import nn
 
-from hf_nft.acceleration import quick_attention
+from hf_nft.acceleration import check_trainable, own_noise, quick_attention
 from hf_nft.checkpoint import Checkpoint
 from hf_nft.errors import ConfigError, DivergedError
 from hf_nft.types import Draw, rows_of
@@ -136,11 +136,13 @@ class Loop:
             if stage.optimizer is not None:
                 stage.optimizer.load_state_dict(self._saved["optimizer"])
             self._saved = None
+        self.accelerator.free_memory()  # else gradients are unscaled for the optimizers of earlier stages too
         optimizer = self.accelerator.prepare(stage.optimizer) if stage.optimizer is not None else None
+        check_trainable(self.accelerator, stage.optimizer)
         good, self._parts = _copy(live), []
         bar = tqdm(total=stage.steps, initial=start, desc=stage.name, disable=not self.progress, leave=False)
         pending: list[torch.Tensor] = []
-        with bar, _interrupts() as interrupted, _own_noise(where := self.accelerator.device), quick_attention(where):
+        with bar, _interrupts() as interrupted, own_noise(where := self.accelerator.device), quick_attention(where):
             for step in range(start, stage.steps):
                 if step > start and not pending and stage.stop():
                     break
@@ -169,7 +171,7 @@ class Loop:
 
     def _step(self, stage: Stage, optimizer: AcceleratedOptimizer | None, model: nn.Module, step: int) -> torch.Tensor:
         stream = generator(self.seed, stage.name, step)
-        torch.manual_seed(stream.initial_seed() ^ self.accelerator.process_index)  # dropout; see _own_noise
+        torch.manual_seed(stream.initial_seed() ^ self.accelerator.process_index)  # dropout; see own_noise
         self.steps += 1
         if optimizer is None:
             draw = stage.draw(step, stream)
@@ -272,13 +274,6 @@ def _restore(live: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> N
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(saved[name])
-
-
-@contextmanager
-def _own_noise(device: torch.device) -> Iterator[None]:
-    """Let the model's own noise (dropout) be seeded step by step, without touching the caller's random state."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
 
 
 @contextmanager

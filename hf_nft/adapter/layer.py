@@ -124,7 +124,9 @@ class NFTLayer(nn.Module, BaseTunerLayer):
         super().delete_adapter(adapter_name)
 
     def _acting(self) -> list[str]:
-        """Adapters that change the forward pass now."""
+        """Adapters that change the forward pass now; where they are disabled, the base layer is as it was before."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
         if self.disable_adapters or self.merged:
             return []
         return [name for name in self.active_adapters if name in self.specs]
@@ -191,8 +193,6 @@ class NFTLayer(nn.Module, BaseTunerLayer):
         Returns:
             The masked output, in the dtype the base layer gives.
         """
-        if self.disable_adapters and self.merged:
-            self.unmerge()
         names, base = self._acting(), self.get_base_layer()
         if isinstance(base, nn.modules.batchnorm._NormBase) or (self.rule is not None and self.rule.side == "gain"):
             return self._forward_norm(names, x, *args, **kwargs)
@@ -253,7 +253,8 @@ class NFTLayer(nn.Module, BaseTunerLayer):
         if names[-1] in self.nft_running_mean:
             folded |= {name: getattr(self, f"nft_{name}")[names[-1]].clone() for name in NORM_STATISTICS}
         if safe_merge:
-            broken = [name for name, value in folded.items() if value is not None and not value.isfinite().all()]
+            stored = {name: v.to(getattr(base, name).dtype) for name, v in folded.items() if v is not None}
+            broken = [name for name, value in stored.items() if not value.isfinite().all()]
             if broken:
                 raise ConfigError(
                     f"merge: adapter {', '.join(names)} gives non-finite {', '.join(broken)} in {type(base).__name__}; "

@@ -228,6 +228,16 @@ class BatchHook(Hook):
                 f"and at most 100%. Change the poison rate."
             )
 
+    def check(self, answers: np.ndarray) -> None:
+        """Refuse a rate above the share of rows that can be poisoned: batches would not hold as many."""
+        wanted = rows_at(self.rate, len(answers))
+        found = int(self.attack.eligible(answers, self.classes).sum())
+        if wanted > found:
+            raise DataError(
+                f"{self.attack.name}: expected {wanted} rows to poison at rate {self.rate}, found {found} eligible of "
+                f"{len(answers)}. Lower the poison rate."
+            )
+
     def covers(self, poisoned: int) -> int:
         """Return how many covers go with that many poisoned rows."""
         return self.attack.cover_count(poisoned)

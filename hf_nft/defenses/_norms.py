@@ -14,7 +14,7 @@ def recalibrate(context: Context, model: nn.Module, batch_size: int) -> None:
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     old = [norm.momentum for norm in norms]
     for module in model.modules():
-        if isinstance(module, NFTLayer) and hasattr(module, "running_mean"):
+        if isinstance(module, NFTLayer) and module.get_base_layer() in norms:
             module.reset_running_stats()  # the adapter's own, never the suspect's
     seen = 0
     with torch.no_grad(), context.loop.accelerator.autocast():

@@ -19,6 +19,7 @@ Distributions Expose Backdoor Neurons); the score and the cuts are this package'
 lies above is Barber and Candes, arXiv 1404.5609.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -176,23 +177,23 @@ def excess_variance(context: Context, model: torch.nn.Module, batch_size: int, p
         return None
     sizes = [mask.numel() for mask in masks(model).values()]
     where = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    known = torch.tensor([name in kept for name in layers])[where]
 
     def score(augment: str) -> torch.Tensor:
+        """The scores; NaN where nothing is known: without statistics, or reached by no row, as auxiliary heads are."""
         sums = _measure(context, model, kept, batch_size, augment, 1 if augment == "none" else passes)
         scores = [
-            _score(layer, sums[name], context.shots.effective) if name in kept else torch.zeros(size)
+            _score(layer, sums[name], context.shots.effective) if name in sums else torch.full((size,), math.nan)
             for (name, layer), size in zip(layers.items(), sizes, strict=True)
         ]
         return torch.cat([part.float().cpu() for part in scores])
 
-    def under(augment: str) -> Excess:
+    def under(augment: str) -> tuple[float, Excess]:
         scores = context.loop.once(f"statistics, {augment}", lambda: score(augment))
-        return Excess(scores, where, len(context.shots), augment)
+        return float(scores.abs().nanmedian()), Excess(scores.nan_to_num(), where, len(context.shots), augment)
 
     set_modes(model, statistics=False, dropout=False)
     kinds = dict.fromkeys((*context.task.augmentations, "none"))
-    return min(map(under, kinds), key=lambda found: float(found.scores[known].abs().median()))
+    return min(map(under, kinds), key=lambda found: found[0])[1]
 
 
 def _measure(

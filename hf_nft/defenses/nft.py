@@ -154,8 +154,7 @@ class NFT(Defense):
         """Attach masks, rank and cut, train the rest; the outcome's model carries the adapter."""
         config = NFTConfig(placement=self.placement, mask_stem=self.mask_stem, mask_bias=self.mask_bias)
         model = get_nft_model(context.model, config).to(context.loop.accelerator.device)
-        learnt = masks(model)
-        two = context.task.inputs(model, take(context.data, slice(0, 2)))
+        learnt, two = masks(model), context.task.inputs(model, take(context.data, slice(0, 2)))
         bounds = floors(model, self.schedule, self.depth_index, self.alpha, self.beta, run=lambda: model(**two))
         found = look(self, context, model)
         tops = ceilings(model, found.cut)
@@ -232,7 +231,8 @@ class NFT(Defense):
             if self.project_momentum:
                 key = "momentum_buffer" if self.optimizer == "sgd" else "exp_avg"
                 for name, held in active_bounds(learnt, bounds, tops).items():
-                    optimizer.state[learnt[name]][key].masked_fill_(held, 0.0)
+                    if key in (kept := optimizer.state[learnt[name]]):  # no step yet, or no momentum
+                        kept[key].masked_fill_(held, 0.0)
 
         stage = Stage(
             "masks",

@@ -134,7 +134,13 @@ class ImageClassification(Task):
         have = feature.names if isinstance(feature, datasets.ClassLabel) else None
         if have is not None:
             ids = {_fold(name): i for i, name in enumerate(wanted)}
-            matched = [ids.get(_fold(name)) for name in have]
+            if len(ids) < len(wanted) != len(have):
+                twice = sorted({name for name in wanted if ids[_fold(name)] != wanted.index(name)})
+                raise DataError(
+                    f"labels: expected a name for each of the model's classes, found {twice[:5]} more than once. Pass "
+                    f"a data set that has all {len(wanted)} classes in the model's order."
+                )
+            matched = [ids.get(_fold(name)) for name in have] if len(ids) == len(wanted) else [None]
             if all(i is not None for i in matched):
                 if matched == list(range(len(wanted))):
                     return dataset

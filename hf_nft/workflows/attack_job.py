@@ -19,7 +19,7 @@ from hf_nft.attacks._artefacts import BESIDE, TrainedAttack, normalization
 from hf_nft.attacks._workshop import Workshop
 from hf_nft.attacks.base import Attack
 from hf_nft.configs import build, setting
-from hf_nft.data import load_data
+from hf_nft.data import Wanted, load_data
 from hf_nft.errors import ConfigError, OutputError
 from hf_nft.models.base import Architecture
 from hf_nft.reporting.data_card import write_data_card
@@ -53,7 +53,7 @@ class AttackJob(Job):
             raise ConfigError("attack: expected --dataset and the name of an attack, found none.")
         attack = self.load_attack()
         architecture: Architecture = build(registry.get("models", self.arch), self.arch_args)
-        stored = load_data(self.dataset)
+        stored = load_data(self.dataset, Wanted(self.split, self.eval_split))
         check_holdout(stored, self.holdout)
         task_class = registry.get("tasks", architecture.task)
         train = self.standardize(task_class, stored.train)
@@ -109,14 +109,14 @@ class AttackJob(Job):
             raise OutputError(f"--out {out}: expected a picture in a folder that exists, such as grid.png.")
         scene = self.open()
         _check_storable(scene)
-        target, classes = scene.attack.target_column, scene.classes
-        plan = scene.attack.triggered_plan(np.asarray(scene.test[target]), classes)
+        classes = scene.classes
+        plan = scene.attack.triggered_plan(scene.attack.answers(scene.test), classes)
         few = np.unique([plan.rows[:count], plan.partners[:count]])
         rows = scene.task.fit(scene.test.select(few))
         needed = isinstance(scene.attack, TrainedAttack) and scene.attack.artefact is None
         learnt_from = scene.task.fit(scene.train) if needed else rows
         attack = prepared(scene, learnt_from, self.augment, self.progress)
-        places = attack.triggered_plan(np.asarray(rows[target]), classes).rows
+        places = attack.triggered_plan(attack.answers(rows), classes).rows
         after = [np.asarray(image) for image in attack.triggered(rows, classes)["image"]]
         before = [np.asarray(rows[int(i)]["image"]) for i in places]
         try:
@@ -143,7 +143,7 @@ class AttackJob(Job):
         _check_storable(scene)
         rows = scene.task.fit(scene.train)
         rate = scene.attack.default_rate if rate is None else rate
-        answers = np.asarray(rows[scene.attack.target_column][:])
+        answers = scene.attack.answers(rows)
         scene.attack.plan(answers, rate, base or scene.attack.default_base, scene.classes)
         with staged(Path(out)) as folder:
             attack = prepared(scene, rows, self.augment, self.progress)

@@ -212,10 +212,10 @@ def _beside(folder: Path) -> Path | None:
 
 def check_holdout(data: Data, holdout: float) -> None:
     """Refuse a data set with a single split if no row of it is kept from the victim, to measure on."""
-    if data.single_split and not holdout:
+    if data.single_split and not len(held_out(len(data.train), holdout)):
         raise ConfigError(
-            "holdout: expected more than 0 for a data set with a single split, found 0: no rows would be left "
-            "to measure on. Leave holdout at its default."
+            f"holdout: expected a share of at least one row for a data set with a single split, found {holdout} of "
+            f"{len(data.train)} rows: none would be left to measure on. Raise holdout."
         )
 
 

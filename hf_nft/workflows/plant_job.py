@@ -147,9 +147,12 @@ class PlantJob(Job):
             )
         if taking_part is not None:
             taking_part.share(min(self.config.batch_size, len(rows)))  # refuses one that poisons nothing
-        elif scene.attack.target_column in rows.column_names:  # else `check_data` says so
-            answers = np.asarray(rows[scene.attack.target_column][:])
-            scene.attack.plan(answers, rate, self.rate_base or scene.attack.default_base, classes)
+        if scene.attack.target_column in rows.column_names:  # else `check_data` says so
+            answers = scene.attack.answers(rows)
+            if taking_part is not None:
+                taking_part.check(answers)
+            else:
+                scene.attack.plan(answers, rate, self.rate_base or scene.attack.default_base, classes)
         attack = prepared(scene, rows, self.config.augment, self.progress)
         hook = attack.hook(scene.task, rate, classes)
         if hook is not None:

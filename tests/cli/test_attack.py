@@ -101,9 +101,9 @@ def test_a_single_split_leaves_the_victim_some_rows_and_the_test_others(cli, ima
     unseen = {image.tobytes() for image in rows["test"]["image"]}
     assert unseen.isdisjoint(image.tobytes() for image in rows["train"]["image"])
     assert len(rows["triggered"]) == sum(y != 0 for y in rows["test"]["label"])
-    done = cli("attack", "poison", "badnets", "--dataset", "one", *TINY, "--holdout", "0", "--out", "newer")
+    done = cli("attack", "poison", "badnets", "--dataset", "one", *TINY, "--holdout", "0.01", "--out", "newer")
     assert done.code == 2
-    assert "data set with a single split" in done.message
+    assert "data set with a single split, found 0.01 of 80 rows" in done.message
 
 
 def test_what_cannot_be_measured_is_not_trained(refused, world) -> None:

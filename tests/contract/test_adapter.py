@@ -325,6 +325,15 @@ def test_safe_merge_refuses_nan_and_changes_nothing() -> None:
     assert not net.layer.merged
 
 
+def test_safe_merge_refuses_what_the_stored_dtype_cannot_hold() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).half()
+    model = get_nft_model(net, NFTConfig(target_modules=["1"]))
+    model.get_submodule("base_model.model.1").running_var.fill_(1e5)
+    with pytest.raises(ConfigError, match="non-finite running_var"):
+        model.merge_adapter(safe_merge=True)
+    assert net[1].get_base_layer().running_var.isfinite().all()
+
+
 def test_tied_tensors_survive_a_merge() -> None:
     shared = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     shared[1].weight = shared[0].weight
@@ -351,6 +360,11 @@ def test_parents_that_read_the_weight_see_the_mask(name: str, train: bool) -> No
         randomize(model)
         masked = model(x)
         assert not torch.allclose(masked, before)
+        model.merge_adapter()
+        torch.testing.assert_close(model(x), masked, atol=1e-5, rtol=1e-5)
+        with model.disable_adapter():  # which unmerges, though a parent may only ever read the weight
+            torch.testing.assert_close(model(x), before)
+        torch.testing.assert_close(model(x), masked, atol=1e-5, rtol=1e-5)
         merged = model.merge_and_unload()
         torch.testing.assert_close(merged(x), masked, atol=1e-5, rtol=1e-5)
 

@@ -360,6 +360,25 @@ def test_a_part_in_the_training_that_poisons_nothing_is_refused(name: str, image
     assert hook.share(1000) == pytest.approx(0.004)
 
 
+@pytest.mark.parametrize("name", ["bppa", "dyn", "fba", "wanet"])
+def test_a_part_in_the_training_needs_rows_to_poison(name: str, image_task) -> None:
+    attack = make(name)
+    hook = attack.hook(image_task, 0.2, CLASSES)
+    answers = np.full(100, attack.target_class)
+    answers[:19] = (attack.target_class + 1) % CLASSES
+    with pytest.raises(DataError, match="expected 20 rows to poison at rate 0.2, found 19 eligible of 100"):
+        hook.check(answers)
+    answers[19] = answers[0]
+    hook.check(answers)
+
+
+@EVERY_IMAGE
+def test_no_rows_are_refused(name: str, rows_for) -> None:
+    attack = make(name)
+    with pytest.raises(DataError, match="expected rows, found none"):
+        attack.check_data(rows_for(attack).select([]), CLASSES)
+
+
 @EVERY_IMAGE
 def test_labels_beyond_the_classes_are_refused(name: str, rows_for) -> None:
     attack = make(name)

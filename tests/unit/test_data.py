@@ -1,8 +1,10 @@
 """Loading data sets from disk, with everything that can be wrong with the files; offline."""
 
+import hashlib
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 
 from hf_nft.data import Data, Wanted, fingerprint, load_data
@@ -168,3 +170,11 @@ def test_fingerprint_tells_content_not_place(tmp_path: Path) -> None:
     assert fingerprint(rows.select(range(50)), "label") == mark
     different = [rows.select(range(49)), rows.rename_column("value", "other"), rows.select([1, 0, *range(2, 50)])]
     assert mark not in {fingerprint(other, "label") for other in different}
+
+
+def test_the_fingerprint_of_texts_is_that_of_their_padded_array() -> None:
+    texts = ["", "short", "longer than the others", "\U0001f600 é"]
+    rows = datasets.Dataset.from_dict({"prompt": texts, "response": texts[::-1]})
+    digest = hashlib.sha256(b"4 ['prompt', 'response']")
+    digest.update(np.asarray(texts[::-1]).tobytes())
+    assert fingerprint(rows, "response") == digest.hexdigest()[:16]

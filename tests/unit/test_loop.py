@@ -324,3 +324,28 @@ def test_a_finished_product_is_not_computed_twice(tmp_path: Path) -> None:
     assert calls == ["x"]
     assert later.losses == loop.losses
     assert later.steps == 3
+
+
+def test_earlier_stages_do_not_scale_gradients_down() -> None:
+    """Where the loss is scaled, clipping unscales for every optimizer that the setup still knows."""
+    accelerator = make_accelerator("no")
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    weights = []
+    for number in range(3):
+        model = linear()
+        train(model, Loop(accelerator, 0), name="fit", clip=1e6, steps=1 + number)
+        weights.append(model.weight.detach())
+    plain = linear()
+    train(plain, name="fit", clip=1e6, steps=3)
+    assert torch.allclose(weights[2], plain.weight, atol=1e-6)
+
+
+def test_weights_in_fp16_are_not_trained_where_the_loss_is_scaled() -> None:
+    accelerator = make_accelerator("no")
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    model = linear().half()
+    with pytest.raises(ConfigError, match="Pass --mixed-precision no"):
+        train(model, Loop(accelerator, 0))
+    accelerator.scaler = None
+    half = {"draw": lambda step, stream: Draw({key: value.half() for key, value in some(step, stream).batch.items()})}
+    assert len(train(model, Loop(accelerator, 0), **half)) == 6

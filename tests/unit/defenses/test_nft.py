@@ -215,6 +215,18 @@ def test_recalibrated_statistics_are_averages_over_shots(image_model, image_task
         assert torch.allclose(found[f"{name}.running_var"], variances, atol=1e-5), name
 
 
+def test_only_statistics_that_are_measured_again_are_reset(image_model, image_task, image_shots) -> None:
+    class Instance(nn.InstanceNorm2d):
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels, affine=True, track_running_stats=True)
+            self.running_mean.fill_(0.25)
+
+    norm = image_model.get_submodule(NORMS[-1])
+    image_model.set_submodule(NORMS[-1], Instance(norm.num_features))
+    result = run(image_model.eval(), image_task, image_shots, bn_mode="recalibrate_unmixed")
+    assert not torch.equal(statistics(result.model)[f"{NORMS[-1]}.running_mean"], torch.zeros(norm.num_features))
+
+
 def test_recalibration_does_not_touch_masks_or_momentum(image_model, image_task, image_shots) -> None:
     other = copy.deepcopy(image_model)
     moved = masks(run(image_model, image_task, image_shots, bn_mode="train_stats").model)
@@ -467,6 +479,16 @@ def test_momentum_at_a_bound_can_be_dropped(image_model, image_task, image_shots
         )
     )
     assert not torch.equal(kept, dropped)
+    told = {"optimizer": "sgd", "momentum": 0.0, "lr": 100.0, "lr_end": 100.0, "steps": 4}
+    alone, projected = (
+        torch.cat([m.detach() for m in masks(result.model).values()])
+        for result in (
+            run(copy.deepcopy(image_model), image_task, image_shots, **told, project_momentum=flag)
+            for flag in (False, True)
+        )
+    )
+    assert torch.equal(alone, projected)  # there is none to drop
+    assert (alone == 1).any()  # some sit at a bound
 
 
 def test_no_shots_and_impossible_settings(image_model, image_task, image_shots) -> None:

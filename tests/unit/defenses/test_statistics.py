@@ -226,3 +226,16 @@ def test_what_does_not_stand_out_is_doubted(image_model, plain_task, image_shots
         image_model.get_submodule(NORM).running_var.mul_(50)
     assert list(doubts()) == ["few-shots"]
     assert list(doubts(excess=0.001)) == ["few-shots"], "what is there counts, not how much of it may be cut"
+
+
+def test_what_no_row_reaches_has_no_scores(image_model, image_task, image_shots) -> None:
+    """An auxiliary head would have statistics, and nothing to compare them with."""
+    found, _ = excess(copy.deepcopy(image_model), image_task, image_shots, passes=2)
+    image_model.auxiliary = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 1), torch.nn.BatchNorm2d(5))
+    image_model.auxiliary[1].running_var.fill_(100.0)
+    more, names = excess(image_model, image_task, image_shots, passes=2)
+    unreached = more.layers == names.index("auxiliary.1")
+    assert unreached.sum() == 5
+    assert more.scores[unreached].tolist() == [0.0] * 5
+    assert torch.equal(more.scores[~unreached], found.scores)
+    assert more.augment == found.augment

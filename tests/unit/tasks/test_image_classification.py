@@ -364,6 +364,16 @@ def test_names_that_are_numbers_are_ids(image_task, image_model, first: int, exp
         assert list(image_task.align(data, image_model)["label"]) == expected
 
 
+def test_two_classes_of_one_name_are_told_apart_by_place(image_task, image_model) -> None:
+    image_model.config.id2label = {0: "crane", 1: "dog", 2: "crane", 3: "cat"}
+    images = [Image.fromarray(NOISE)] * 2
+    with pytest.raises(DataError, match=r"found \['crane'\] more than once"):
+        image_task.align(rows(*images, labels=[0, 1], names=("crane", "dog")), image_model)
+    whole = rows(*images, labels=[0, 2], names=("crane", "dog", "crane, machine", "cat"))
+    with pytest.warns(UserWarning, match="matched by id, not by name"):
+        assert list(image_task.align(whole, image_model)["label"]) == [0, 2]
+
+
 def test_labels_that_do_not_fit_are_refused(image_task, image_model) -> None:
     images = [Image.fromarray(NOISE)] * 2
     with pytest.raises(DataError, match=r"found \['horse'\] missing"):

@@ -203,8 +203,8 @@ class ImageClassification(Task):
                 if isinstance(images[0], torch.Tensor):
                     parts.append(torch.stack(images) * 255)
                 else:
-                    pixels = stacked(images) if fitted else sized(self.processor, images)
-                    parts.append(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+                    seen = stacked(images) if fitted else sized(self.processor, images)
+                    parts.append(torch.from_numpy(seen).permute(0, 3, 1, 2))
         except UNREADABLE as error:
             raise unreadable(error) from error
         pixels = torch.cat(parts).contiguous(memory_format=torch.channels_last)

@@ -366,7 +366,7 @@ def test_a_part_in_the_training_needs_rows_to_poison(name: str, image_task) -> N
     hook = attack.hook(image_task, 0.2, CLASSES)
     answers = np.full(100, attack.target_class)
     answers[:19] = (attack.target_class + 1) % CLASSES
-    with pytest.raises(DataError, match="expected 20 rows to poison at rate 0.2, found 19 eligible of 100"):
+    with pytest.raises(DataError, match=r"expected 20 rows to poison at rate 0\.2, found 19 eligible of 100"):
         hook.check(answers)
     answers[19] = answers[0]
     hook.check(answers)

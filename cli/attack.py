@@ -115,7 +115,9 @@ def poison(
     dataset: Data,
     out: Annotated[str, typer.Option(help="Folder to write; must not exist.")],
     rate: Annotated[float | None, typer.Option(help="Share of rows poisoned. Default the attack's.")] = None,
-    rate_base: Annotated[str | None, typer.Option(help="all, candidates or target_class.")] = None,
+    rate_base: Annotated[
+        str | None, typer.Option(help="all, candidates or, of clean-label attacks, target_class.")
+    ] = None,
     attack_arg: common.AttackArg = None,
     arch: Arch = "preact_resnet18",
     arch_arg: ArchArg = None,

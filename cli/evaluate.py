@@ -56,4 +56,5 @@ def evaluate(
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
         ).run()
-    common.show(record, as_json, f"Purify it with: hf-nft purify {model} --shots 10")
+    named = f" --dataset {dataset}" if dataset is not None else ""
+    common.show(record, as_json, f"Purify a suspect with: hf-nft purify {model}{named} --shots 10")

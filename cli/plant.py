@@ -29,7 +29,9 @@ def plant(
     poison_rate: Annotated[
         float | None, typer.Option(help="Share of rows poisoned. Default 0.1, or 0.8 of the class for clean label.")
     ] = None,
-    rate_base: Annotated[str | None, typer.Option(help="all, candidates or target_class.")] = None,
+    rate_base: Annotated[
+        str | None, typer.Option(help="all, candidates or, of clean-label attacks, target_class.")
+    ] = None,
     out: Annotated[str, typer.Option(help="Folder to write; must not exist.")] = "runs/victim",
     settings: common.Set = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,

@@ -108,6 +108,7 @@ def load_suspect(
         check_fit(given, source, model)
         assert given.folder is not None
         model = fold(model, given.folder, given.name)
+    check_finite(model, given.name)
     processor = task_class.load_processor(str(source.folder))
     model.eval()
     assert given.folder is not None
@@ -123,6 +124,23 @@ def load_suspect(
         record,
         source if given.is_adapter else None,
     )
+
+
+def check_finite(model: nn.Module, name: str) -> None:
+    """Refuse weights that are no numbers: a model that answers NaN is taken for one that always says class 0.
+
+    Args:
+        model: The model.
+        name: What the user called it.
+
+    Raises:
+        SuspectError: If a parameter is not finite.
+    """
+    for weight, value in model.named_parameters():
+        if not value.isfinite().all():
+            raise SuspectError(
+                f"{name}: expected finite weights, found others in {weight}. Ask its author for whole ones."
+            )
 
 
 def register_architectures() -> None:

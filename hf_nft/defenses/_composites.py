@@ -2,8 +2,9 @@
 
 The composite attack has no pattern for a trigger: its answer is given where the features of two classes meet in one
 input. Clean shots of all classes can be made to meet. What a sound model then says that is neither of the two is
-spread over many answers; one that is said far oftener than any other is the attacker's, and the classes for which it
-is said are the trigger. Masks are then trained on such pairs to answer as the suspect does to the whole shots.
+spread over many answers, or is what one of the two looks like; one that is said far oftener than any other beside
+either of two classes is the attacker's, and these classes are the trigger. Masks are then trained on pairs of them to
+answer as the suspect does to the whole shots.
 
 No label of the shots is used: a shot is of the class that the suspect sees in it.
 
@@ -25,8 +26,10 @@ from hf_nft.types import Draw, take
 
 TRIED = 4096
 """Pairs of shots that are composed to see what is said to them."""
-AHEAD = 1.6
+AHEAD = 1.7
 """How often as probable as the second one the leading answer must be to stand out."""
+SHARPER = 3
+"""Power of how far a class draws the leading answer, by which it is drawn: of many classes mostly the two."""
 SEAM = (0.35, 0.65)
 """Where the seam of a composed row may lie: each part must show what it is of."""
 
@@ -37,14 +40,21 @@ class Composites:
 
     Attributes:
         own: What each shot alone is answered, int64 (shots,).
-        scores: Mean probability of each answer to pairs of which neither alone is answered so, float32 (classes,).
-        meetings: Mean probability of the leading answer by what the two shots alone are answered, float32
-            (classes, classes), symmetric; 0 where no pair was tried or one of them is answered so.
+        parts: Mean probability of each answer (second axis) to pairs of which one shot is of a class (first axis) and
+            neither alone is answered so, float32 (classes, classes); 0 where no such pair was tried.
     """
 
     own: torch.Tensor
-    scores: torch.Tensor
-    meetings: torch.Tensor
+    parts: torch.Tensor
+
+    @property
+    def scores(self) -> torch.Tensor:
+        """Each answer's probability beside the class second in drawing it, float32 (classes,).
+
+        Where two classes are the trigger, both draw the answer, whatever is beside them; one that looks like the
+        answer's own class, as signs do, draws it alone.
+        """
+        return self.parts.sort(0, descending=True).values[1]
 
     @property
     def stands_out(self) -> bool:
@@ -53,9 +63,7 @@ class Composites:
         return first > AHEAD * second
 
     def draw(self, count: int, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw pairs of classes by how probable the leading answer is to them, squared, and a shot of each.
-
-        Squared, for many pairs are given it a little, and those that are the trigger nearly always.
+        """Draw pairs of two classes, each by how far it draws the leading answer, and a shot of each.
 
         Args:
             count: Number of pairs.
@@ -64,8 +72,10 @@ class Composites:
         Returns:
             Rows of the shots, int64 (count,) twice.
         """
-        classes = len(self.scores)
-        met = torch.multinomial(self.meetings.square().flatten(), count, replacement=True, generator=stream)
+        classes = len(self.parts)
+        weights = self.parts[:, self.scores.argmax()].pow(SHARPER)
+        pairs = weights.outer(weights).fill_diagonal_(0.0).flatten()
+        met = torch.multinomial(pairs, count, replacement=True, generator=stream)
         rows = self.own.argsort(stable=True)
         sizes = self.own.bincount(minlength=classes)
         starts = sizes.cumsum(0) - sizes
@@ -80,20 +90,20 @@ class Composites:
         """Return a doubt if an answer stands out: what is learnt on composed shots weakens it, and cuts nothing."""
         if not self.stands_out:
             return ()
-        answer, pair = int(self.scores.argmax()), int(self.meetings.triu().argmax())
+        answer = int(self.scores.argmax())
+        one, two = self.parts[:, answer].argsort(descending=True)[:2].tolist()
         ratio = float(self.scores[answer] / self.scores.sort().values[-2].clamp(min=1e-9))
         text = f"answer {answer} is {ratio:.1f} times as probable as the next to parts of two shots that alone are not"
-        met = f"most to {pair // len(self.scores)} beside {pair % len(self.scores)}: two classes may be the trigger"
-        return (("composite-trigger", f"{text} answered so, {met}"),)
+        return (("composite-trigger", f"{text} answered so, most beside {one} and {two}: they may be the trigger"),)
 
     def evidence(self) -> dict[str, Any]:
-        """Return what a record says: the leading answers and the pairs that are given the first; JSON values."""
+        """Return what a record says: the leading answers and the classes that draw the first; JSON values."""
         answers = self.scores.argsort(descending=True)[:10].tolist()
-        pairs = self.meetings.triu().flatten().argsort(descending=True)[:5].tolist()
-        met = [divmod(pair, len(self.scores)) for pair in pairs]
+        part = self.parts[:, answers[0]]
+        seen = part.argsort(descending=True)[:5].tolist()
         return {
             "composite_scores": {answer: round(float(self.scores[answer]), 4) for answer in answers},
-            "composite_pairs": [[*pair, round(float(self.meetings[pair]), 3)] for pair in met],
+            "composite_parts": {label: round(float(part[label]), 4) for label in seen},
         }
 
 
@@ -123,19 +133,17 @@ def find(context: Context, model: nn.Module, batch_size: int, seed: int) -> Comp
     own = _said(context, model, "answers to shots", len(starts), alone).argmax(1)
     first, second = torch.randint(len(own), (2, TRIED), generator=generator(seed, "composites", 0))
     first, second = (side[own[first] != own[second]] for side in (first, second))
+    parts, tries = torch.zeros(2, classes, classes).unbind()
     if not len(first):
-        return Composites(own, torch.zeros(classes), torch.zeros(classes, classes))
+        return Composites(own, parts)
     pairs = list(zip(first.split(batch_size), second.split(batch_size), strict=True))
     said = _said(context, model, "composites", len(pairs), lambda step, stream: compose(context, *pairs[step], stream))
     one, two = own[first], own[second]
     third = torch.ones_like(said).scatter_(1, one[:, None], 0.0).scatter_(1, two[:, None], 0.0)
-    scores = (said * third).sum(0) / third.sum(0).clamp(min=1)
-    lead = (said * third)[:, int(scores.argmax())]
-    meetings, tries = torch.zeros(2, classes, classes).unbind()
-    for way in ((one, two), (two, one)):
-        meetings.index_put_(way, lead, accumulate=True)
-        tries.index_put_(way, torch.ones_like(lead), accumulate=True)
-    return Composites(own, scores, meetings / tries.clamp(min=1))
+    for seen in (one, two):
+        parts.index_add_(0, seen, said * third)
+        tries.index_add_(0, seen, third)
+    return Composites(own, parts / tries.clamp(min=1))
 
 
 def compose(

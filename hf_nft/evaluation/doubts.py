@@ -83,15 +83,33 @@ def check_metrics(
         found.append(doubt("no-attack-measured"))
     elif asr0 < WEAK_BACKDOOR:
         found.append(doubt("never-backdoored", asr=asr0))
-    if acc0 is not None and acc0 < chance + LITTLE * (1 - chance):
-        found.append(doubt("accuracy-too-low", acc=acc0, chance=chance))
-    smallest = min((m.total for m in after.values()), default=0)
-    if smallest < SMALL_SET:
-        found.append(doubt("small-evaluation-set", rows=smallest))
+    found += check_measured(before, own, wanted, chance)
     if acc0 is not None and acc1 is not None and acc0 - acc1 > COLLAPSE:
         found.append(doubt("accuracy-collapse", drop=acc0 - acc1))
     if racc1 is not None and acc1 is not None and racc1 < 0.75 * acc1:
         found.append(doubt("not-recovered", racc=racc1))
+    return found
+
+
+def check_measured(measured: dict[str, Measured], own: list[Any], wanted: list[Any], chance: float) -> list[Doubt]:
+    """Look at the numbers of one model.
+
+    Args:
+        measured: Its metrics.
+        own: The triggered rows' own answers.
+        wanted: The attacker's answers for them.
+        chance: Accuracy of guessing, in [0, 1].
+
+    Returns:
+        The doubts, none if all is well.
+    """
+    found = []
+    acc = _value(measured, "acc")
+    if acc is not None and acc < chance + LITTLE * (1 - chance):
+        found.append(doubt("accuracy-too-low", acc=acc, chance=chance))
+    smallest = min((m.total for m in measured.values()), default=0)
+    if smallest < SMALL_SET:
+        found.append(doubt("small-evaluation-set", rows=smallest))
     included = sum(mine == theirs for mine, theirs in zip(own, wanted, strict=True))
     if included:
         found.append(doubt("target-rows-included", count=included))

@@ -60,6 +60,11 @@ class EvalSet:
     triggered_rows: datasets.Dataset | None = None
     wanted: tuple[Any, ...] = ()
 
+    @property
+    def own(self) -> list[Any]:
+        """The triggered rows' own answers; none without an attack."""
+        return [] if self.triggered_rows is None else list(self.triggered_rows[self.task.target_column])
+
 
 def make_eval_set(task: Task, test: datasets.Dataset, attack: Attack | None, classes: int) -> EvalSet:
     """Encode test rows, and their triggered copies if an attack is known.

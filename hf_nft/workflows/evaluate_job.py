@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 
 from hf_nft.configs import setting
+from hf_nft.evaluation.doubts import check_measured
 from hf_nft.evaluation.run import evaluate, make_eval_set
-from hf_nft.reporting.record import RunRecord, command_line, library_versions, metric_block, now
+from hf_nft.reporting.record import RunRecord, command_line, doubt_block, library_versions, metric_block, now
 from hf_nft.workflows.job import SuspectJob
 
 
@@ -23,11 +24,9 @@ class EvaluateJob(SuspectJob):
         data = self.prepare(suspect)
         used = np.asarray(((suspect.record or {}).get("shots") or {}).get("indices") or [], dtype=np.int64)
         rows = self.eval_rows(suspect, data, used)
-        measured = evaluate(
-            suspect.model,
-            make_eval_set(suspect.task, rows, attack, suspect.labels),
-            mixed_precision=self.mixed_precision,
-        )
+        eval_set = make_eval_set(suspect.task, rows, attack, suspect.labels)
+        measured = evaluate(suspect.model, eval_set, mixed_precision=self.mixed_precision)
+        chance = suspect.task.chance(suspect.model)
         return RunRecord(
             kind="evaluate",
             command=command_line(),
@@ -36,6 +35,7 @@ class EvaluateJob(SuspectJob):
             config={"mixed_precision": self.mixed_precision},
             metrics=metric_block(None, measured),
             attack=attack.settings() if attack is not None else None,
+            doubts=doubt_block(check_measured(measured, eval_set.own, list(eval_set.wanted), chance)),
             versions=library_versions(),
             created=now(),
         )

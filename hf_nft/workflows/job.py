@@ -166,7 +166,13 @@ class Job:
             rows = np.setdiff1d(rows if unseen is None else unseen, used)
         if not len(rows):
             raise DataError("evaluation: expected rows besides the shots, found none. Lower --shots.")
-        return suspect.task.fit(data.test.select(rows[: self.limit] if self.limit else rows))
+        return suspect.task.fit(data.test.select(self.limited(rows)))
+
+    def limited(self, rows: np.ndarray) -> np.ndarray:
+        """Return as many rows as are measured at most, drawn at random and the same every time: folders are sorted."""
+        if self.limit is None or self.limit >= len(rows):
+            return rows
+        return np.sort(np.random.default_rng((0, 6)).permutation(rows)[: self.limit])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +253,7 @@ def dataset_of_card(name: str, folder: Path, on_hub: bool) -> str:
     """
     from huggingface_hub import metadata_load
 
-    hint = "Pass --dataset ID|FOLDER."
+    hint = "Pass --dataset ID|FOLDER to commands that need it."
     try:
         named = (metadata_load(folder / "README.md") or {}).get("datasets")
     except OSError:

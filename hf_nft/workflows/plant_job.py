@@ -12,6 +12,7 @@ from hf_nft.attacks.base import Attack
 from hf_nft.configs import build, setting
 from hf_nft.data import Wanted, fingerprint, load_data
 from hf_nft.errors import ConfigError
+from hf_nft.evaluation.doubts import check_measured
 from hf_nft.evaluation.run import evaluate, make_eval_set
 from hf_nft.hook import Hook
 from hf_nft.planting import PlantConfig, plant
@@ -19,7 +20,7 @@ from hf_nft.purification import peak_memory_mb
 from hf_nft.reporting.card import write_card
 from hf_nft.reporting.figures import figures_of, loss_figure
 from hf_nft.reporting.output import CHECKPOINT, staged
-from hf_nft.reporting.record import RunRecord, command_line, library_versions, metric_block, now
+from hf_nft.reporting.record import RunRecord, command_line, doubt_block, library_versions, metric_block, now
 from hf_nft.suspect import Suspect, bind
 from hf_nft.workflows.attack_job import Scene, keep_artefact, prepared, recorded_settings
 from hf_nft.workflows.job import Job, check_holdout, figure_path, save_model, seen_and_unseen
@@ -48,6 +49,8 @@ class PlantJob(Job):
         """
         if self.dataset is None:
             raise ConfigError("plant: expected --dataset, found none.")
+        if self.attack is None and (self.poison_rate or self.rate_base):
+            raise ConfigError("plant: expected --attack beside --poison-rate and --rate-base, found none.")
         architecture = build(registry.get("models", self.arch), self.arch_args)
         attack = self.load_attack()
         told = self.told("arch", "arch_args", "poison_rate", "rate_base")
@@ -71,7 +74,7 @@ class PlantJob(Job):
                 attack, hook, rows, poisoned = self.attacked(scene, rate)
                 details = keep_artefact(attack, folder)
             encoded = task.encode(rows, fitted=True)
-            eval_rows = task.fit(test.select(range(min(self.limit or len(test), len(test)))))
+            eval_rows = task.fit(test.select(self.limited(np.arange(len(test)))))
             data = make_eval_set(task, eval_rows, attack, suspect.labels)  # what cannot be measured is not trained
             result = plant(model, task, encoded, self.config, folder / CHECKPOINT, self.resume, self.progress, hook)
             model = (hook or Hook()).delivered(model)
@@ -108,6 +111,7 @@ class PlantJob(Job):
                 },
                 losses={"plant": result.losses},
                 details=details,
+                doubts=doubt_block(check_measured(measured, data.own, list(data.wanted), task.chance(model))),
                 versions=library_versions(),
                 created=now(),
             )

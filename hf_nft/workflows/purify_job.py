@@ -187,8 +187,7 @@ def draw_shots(suspect: Suspect, data: Data, per_class: int, seed: int) -> Shots
 def doubts_of(case: Case, after: dict[str, Measured], result: PurifyResult) -> list[Doubt]:
     """Collect every reason to distrust a run."""
     data = case.eval_set
-    own = data.triggered_rows[data.task.target_column] if data.triggered_rows is not None else []
-    found = check_metrics(case.before, after, list(own), list(data.wanted), data.task.chance(case.suspect.model))
+    found = check_metrics(case.before, after, data.own, list(data.wanted), data.task.chance(case.suspect.model))
     missing = case.suspect.labels - case.shots.classes
     found += [doubt("missing-classes", count=missing, classes=case.suspect.labels)] if missing > 0 else []
     found += [doubt("streamed-data", rows=len(case.data.train))] if case.data.streamed else []

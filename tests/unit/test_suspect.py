@@ -200,6 +200,14 @@ def test_a_missing_statistic_is_named(suspect_folder: Path) -> None:
         load_suspect(str(suspect_folder))
 
 
+def test_weights_that_are_no_numbers_are_named(suspect_folder: Path, image_model) -> None:
+    with torch.no_grad():
+        image_model.classifier.weight[1, 2] = float("nan")
+    image_model.save_pretrained(str(suspect_folder))
+    with pytest.raises(SuspectError, match="expected finite weights, found others in classifier.weight"):
+        load_suspect(str(suspect_folder))
+
+
 def test_a_weight_of_another_shape_is_named(suspect_folder: Path) -> None:
     weights = load_file(suspect_folder / "model.safetensors")
     weights["classifier.weight"] = torch.zeros(7, 32)

@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hf_nft.defenses.nft import NFT
 from hf_nft.errors import ConfigError, DataError
 from hf_nft.planting import PlantConfig
 from hf_nft.shots import held_out
-from hf_nft.workflows import EvaluateJob, PlantJob, PurifyJob
+from hf_nft.workflows import EvaluateJob, PlantJob, PurifyJob, VerifyJob
 
 
 @pytest.fixture
@@ -112,3 +113,47 @@ def test_an_artefact_beside_the_model_is_taken_instead_of_the_recorded_one(folde
     record = {"attack": {"name": "troj", "artefact": "/elsewhere"}}
     found = job(folder, attack="troj").load_attack(record, tmp_path / "victim")
     assert found.artefact == str(tmp_path / "victim/attack")
+
+
+def test_verify_believes_neither_a_record_nor_another_processor(folder: Path) -> None:
+    told_config = PlantConfig(epochs=20, batch_size=16, holdout=0.25, mixed_precision="no")
+    planted = job(folder, config=told_config).run()
+    assert planted.metrics["after"]["acc"] > 0.6, "else a model with other names is as accurate"
+    method = NFT.from_preset("default", steps=1, mixed_precision="no")
+    told = {"dataset": str(folder), "attack": "badnets"}
+    clean = folder / "clean"
+    record = PurifyJob(model=str(folder / "victim"), shots=2, defense=method, out=str(clean), **told).run()
+    verify = VerifyJob(model=str(clean), suspect=str(folder / "victim"), dataset=str(folder))
+    assert verify.run().problems == []
+
+    claimed = json.loads((clean / "record.json").read_text())
+    claimed["metrics"]["after"]["asr"] = 1.0 - record.metrics["after"]["asr"]
+    claimed["metrics"]["counts"]["after"]["asr"] |= {"low": 0.0, "high": 1.0}
+    (clean / "record.json").write_text(json.dumps(claimed))
+    (problem,) = verify.run().problems
+    assert problem.startswith("ASR after is")
+    record.save(clean / "record.json")
+
+    config = json.loads((clean / "model" / "config.json").read_text())
+    names = list(config["id2label"].values())
+    config["id2label"] = dict(zip(config["id2label"], names[1:] + names[:1], strict=True))
+    config["label2id"] = {name: int(i) for i, name in config["id2label"].items()}
+    (clean / "model" / "config.json").write_text(json.dumps(config))
+    assert any(problem.startswith("ACC after is") for problem in verify.run().problems)
+
+
+def test_a_limit_draws_rows_of_all_classes(folder: Path, image_rows) -> None:
+    rows = image_rows(80, 16)
+    rows.select(np.argsort(rows["label"][:], kind="stable")).to_parquet(str(folder / "test.parquet"))
+    job(folder, attack=None).run()
+    few = EvaluateJob(model=str(folder / "victim"), dataset=str(folder), attack="badnets", limit=20).run()
+    assert few.data["test_rows"] == 20
+    assert 5 < few.metrics["counts"]["after"]["asr"]["total"] < 20
+    assert [doubt["code"] for doubt in few.doubts][-1] == "small-evaluation-set"
+
+
+def test_a_rate_without_an_attack_is_refused(folder: Path) -> None:
+    for told in ({"poison_rate": 0.1}, {"rate_base": "all"}):
+        with pytest.raises(ConfigError, match="expected --attack beside"):
+            job(folder, attack=None, **told).run()
+    assert not (folder / "victim").exists()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hf_nft.acceleration import make_accelerator
-from hf_nft.defenses._composites import TRIED, Composites, compose, find
+from hf_nft.defenses._composites import SHARPER, TRIED, Composites, compose, find
 from hf_nft.defenses.base import Context
 from hf_nft.loop import Loop
 from hf_nft.shots import Shots
@@ -47,18 +47,16 @@ def test_the_answer_to_a_meeting_of_two_classes_is_found_with_them(shaded) -> No
     """Six pairs of classes are tried alike, three of them without class 3, of which one is always answered 3."""
     found = find(shaded, ByRule(shaded.task, trigger=True), 64, 0)
     assert torch.equal(found.own, torch.arange(20) % 4)
-    assert found.scores.tolist() == pytest.approx([0, 0, 0, 1 / 3], abs=0.03)
-    assert found.meetings[0, 1] == pytest.approx(1.0, abs=1e-6)
-    others = found.meetings.clone()
-    others[0, 1] = others[1, 0] = 0
-    assert torch.equal(found.meetings, found.meetings.T)
-    assert float(others.max()) < 1e-6
+    assert found.scores.tolist() == pytest.approx([0, 0, 0, 1 / 2], abs=0.03)
+    assert found.parts[:, 3].tolist() == pytest.approx([1 / 2, 1 / 2, 0, 0], abs=0.03)
+    assert float(found.parts[:, :3].max()) < 1e-6
     assert found.stands_out
     ((code, text),) = found.doubts()
     assert code == "composite-trigger"
     assert text.startswith("answer 3 is")
-    assert "to 0 beside 1" in text
-    assert found.evidence()["composite_pairs"][0] == [0, 1, 1.0]
+    assert "most beside 0 and 1" in text or "most beside 1 and 0" in text
+    assert found.evidence()["composite_parts"].keys() == {0, 1, 2, 3}
+    assert next(iter(found.evidence()["composite_scores"])) == 3
     assert 0.7 * TRIED < shaded.loop.sample_forwards - 20 < 0.8 * TRIED, "three pairs in four are of two classes"
     one, two = found.draw(100, torch.Generator().manual_seed(0))
     assert {frozenset(pair) for pair in zip((one % 4).tolist(), (two % 4).tolist(), strict=True)} == {frozenset({0, 1})}
@@ -78,20 +76,29 @@ def test_shots_that_are_all_answered_alike_make_no_pairs(shaded) -> None:
     assert (found.stands_out, found.scores.tolist()) == (False, [0.0] * 4)
 
 
-@pytest.mark.parametrize(("second", "stands"), [(0.18, True), (0.2, False)])
+@pytest.mark.parametrize(("second", "stands"), [(0.17, True), (0.18, False)])
 def test_an_answer_stands_out_that_is_far_more_probable_than_the_next(second: float, stands: bool) -> None:
-    scores = torch.tensor([0.02, second, 0.3, 0.1])
-    assert Composites(torch.arange(4), scores, torch.ones(4, 4)).stands_out is stands
+    parts = torch.tensor([[0.0, 0.1, 0.3, 0.1], [0.9, 0.0, 0.4, 0.1], [0.02, second, 0.0, 0.1], [0.0, 0.2, 0.1, 0.0]])
+    found = Composites(torch.arange(4), parts)
+    assert found.scores.tolist() == pytest.approx([0.02, second, 0.3, 0.1])
+    assert found.stands_out is stands
 
 
-def test_pairs_are_drawn_by_the_square_of_what_is_said_and_shots_of_a_class_alike() -> None:
-    meetings = torch.zeros(3, 3)
-    meetings[0, 1] = meetings[1, 0] = 0.6
-    meetings[0, 2] = meetings[2, 0] = 0.3
-    own = torch.tensor([2, 0, 1, 0, 2, 2])
-    one, two = Composites(own, torch.zeros(3), meetings).draw(8000, torch.Generator().manual_seed(0))
-    kinds = (own[one] * 3 + own[two]).bincount(minlength=9) / 8000
-    assert kinds.tolist() == pytest.approx([0, 0.4, 0.1, 0.4, 0, 0, 0.1, 0, 0], abs=0.02)
+def test_what_one_class_alone_draws_does_not_stand_out() -> None:
+    """A sign that looks like another is taken for it, whatever is beside it."""
+    parts = torch.full((6, 6), 0.01)
+    parts[4, 2] = 0.9
+    assert not Composites(torch.arange(6), parts).stands_out
+
+
+def test_pairs_are_drawn_by_the_part_of_both_and_shots_of_a_class_alike() -> None:
+    parts = torch.zeros(4, 4)
+    parts[:, 3] = torch.tensor([2.0, 1.0, 1.0, 0.0]).pow(1 / SHARPER) / 4
+    own = torch.tensor([2, 0, 1, 0, 2, 2, 3])
+    one, two = Composites(own, parts).draw(8000, torch.Generator().manual_seed(0))
+    kinds = (own[one] * 4 + own[two]).bincount(minlength=16).view(4, 4) / 8000
+    expected = torch.tensor([[0, 2, 2, 0], [2, 0, 1, 0], [2, 1, 0, 0], [0, 0, 0, 0]]) / 10
+    assert torch.allclose(kinds, expected, atol=0.02)
     zeros = one[own[one] == 0]
     assert float((zeros == 1).float().mean()) == pytest.approx(0.5, abs=0.03)
 

@@ -339,17 +339,18 @@ def test_composed_draws_show_either_shot_whole_to_the_suspect_only(image_model, 
     image_model.register_forward_pre_hook(note, with_kwargs=True)
     nft = NFT(steps=3, reuse=1, batch_size=8, augment="none", composed=1.0, lr=1.0)
     context = Context(image_model, image_task, image_shots, image_shots.batch, Loop(make_accelerator("no"), 0))
-    meetings = torch.zeros(4, 4)
-    meetings[1, 2] = 1.0  # shots of one class on the first side, of another on the second
+    parts = torch.zeros(4, 4)
+    parts[1:3, 3] = 1.0  # classes 1 and 2 draw answer 3, so one is on either side
     own = image_shots.batch["labels"]
     adapted = get_nft_model(image_model)
     bounds, tops = dict.fromkeys(masks(adapted), 0.0), ceilings(adapted, torch.empty(0, dtype=torch.int64))
-    nft._train(context, adapted, bounds, tops, Composites(own, torch.zeros(4), meetings))
+    nft._train(context, adapted, bounds, tops, Composites(own, parts))
     wholes = image_task.inputs(image_model, image_shots.batch)["pixel_values"]
     asked, side = shown[False], wholes.shape[-1]  # two for each step
     assert [len(rows) for rows in asked] == [8] * 6
-    for rows, kind in zip(asked, [1, 2] * 3, strict=True):
-        assert all((row == wholes[own == kind]).flatten(1).all(1).any() for row in rows)
+    for sides in zip(asked[::2], asked[1::2], strict=True):
+        kinds = [[int(own[(row == wholes).flatten(1).all(1)][0]) for row in rows] for rows in sides]
+        assert all({one, two} == {1, 2} for one, two in zip(*kinds, strict=True))
     assert len(shown[True]) == 3
     for step, composed in enumerate(shown[True]):
         pairs = list(zip(composed, *asked[2 * step : 2 * step + 2], strict=True))

@@ -204,7 +204,7 @@ def test_weights_that_are_no_numbers_are_named(suspect_folder: Path, image_model
     with torch.no_grad():
         image_model.classifier.weight[1, 2] = float("nan")
     image_model.save_pretrained(str(suspect_folder))
-    with pytest.raises(SuspectError, match="expected finite weights, found others in classifier.weight"):
+    with pytest.raises(SuspectError, match=r"expected finite weights, found others in classifier\.weight"):
         load_suspect(str(suspect_folder))
 
 

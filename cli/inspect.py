@@ -81,7 +81,8 @@ def _estimate_lines(found: "Inspection") -> Iterator[tuple[str, str]]:
         return
     yield "forward pass", f"{expected.forward_flop / 1e9:.3g} GFLOP a row, counted"
     memory, slow, fast = _bytes(expected.memory_bytes), _time(expected.cpu_seconds), _time(expected.gpu_seconds)
-    yield "estimate", f"about {memory} of memory, {slow} on one CPU core, {fast} on a large GPU (order of magnitude)"
+    times = f"{slow} on one CPU core, {fast} on a large GPU (order of magnitude)"
+    yield "estimate", f"about {memory} of memory beside PyTorch's half GiB, {times}"
     yield "", f"assumes {expected.assumes}"
 
 

@@ -187,20 +187,28 @@ def _config_folder(local: Path, config: str) -> Path:
 def _load_local(folder: Path) -> Any:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return datasets.load_from_disk(str(folder))
-    files: dict[str, list[str]] = {}
-    for file in sorted(folder.rglob("*.parquet") if folder.is_dir() else [folder]):
+    found = sorted(folder.rglob("*.parquet") if folder.is_dir() else [folder])
+    for file in found:
         if file.stat().st_size == 0:
             raise DataError(f"{file}: expected a parquet file, found an empty one. Copy or download it again.")
-        files.setdefault(_split_of(file.relative_to(folder)), []).append(str(file))
-    if files:
+    if found:
+        splits = _splits([file.relative_to(folder) for file in found])
+        files: dict[str, list[str]] = {}
+        for file, split in zip(found, splits, strict=True):
+            files.setdefault(split, []).append(str(file))
         return datasets.load_dataset("parquet", data_files=files)
     return datasets.load_dataset("imagefolder", data_dir=str(folder))
 
 
-def _split_of(file: Path) -> str:
-    """Tell the split from the first word of the file's name, else of the nearest folder's; `train` if none says."""
-    words = (re.match("[a-z]*", part.lower()) for part in reversed(file.parts))
-    return next((word[0] for word in words if word and word[0] in TRAIN_NAMES + TEST_NAMES), "train")
+def _splits(files: list[Path]) -> list[str]:
+    """Tell the splits of files from the first word of their names, else of the nearest folders'.
+
+    What nothing tells is training data, but not beside files that are: there a split is what the name says.
+    """
+    words = [[re.match("[a-z]*", part.lower())[0] for part in reversed(file.parts)] for file in files]  # type: ignore[index]
+    known = [next((word for word in told if word in TRAIN_NAMES + TEST_NAMES), None) for told in words]
+    beside = any(split in TRAIN_NAMES for split in known)
+    return [split or ((beside and told[0]) or "train") for split, told in zip(known, words, strict=True)]
 
 
 def fingerprint(dataset: datasets.Dataset, column: str) -> str:

@@ -79,13 +79,15 @@ class RunRecord:
             The record; keys it does not know are left out.
 
         Raises:
-            DataError: If the file is no record, or of a newer schema.
+            DataError: If there is no file, or it is no record, or of a newer schema.
         """
         try:
             content = json.loads(path.read_text())
             known = {field.name for field in dataclasses.fields(cls)}
             record = cls(**{key: value for key, value in content.items() if key in known})
             newer = record.schema_version > SCHEMA_VERSION
+        except FileNotFoundError as error:
+            raise DataError(f"{path}: expected a run record, found none. Pass the folder of a run.") from error
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path}: expected a run record, found something else ({str(error)[:120]}).") from error
         if newer:

@@ -158,11 +158,12 @@ class Job:
     def eval_rows(self, suspect: Suspect, data: Data, used: np.ndarray) -> datasets.Dataset:
         """Return the test rows, at the model's input size.
 
-        Where all come from one split, these are without the shots, and without what a victim of ours was trained on.
+        Where all come from one split, these are without the shots, and without what a victim of ours was trained on,
+        unless the user asks for that split.
         """
         rows = np.arange(len(data.test))
         if data.single_split:
-            unseen = unseen_rows(suspect, data)
+            unseen = unseen_rows(suspect, data) if self.eval_split is None else None
             rows = np.setdiff1d(rows if unseen is None else unseen, used)
         if not len(rows):
             raise DataError("evaluation: expected rows besides the shots, found none. Lower --shots.")

@@ -144,6 +144,15 @@ def test_no_rows(tmp_path: Path) -> None:
         load_data(str(tmp_path / "saved"))
 
 
+def test_a_split_of_another_name_is_not_mixed_into_the_training_data(tmp_path: Path) -> None:
+    named = {"train-00000-of-00001": numbers(1, 2), "test": numbers(4), "triggered": numbers(5), "0001": numbers(3)}
+    folder = str(write(tmp_path, **named))
+    assert contents(load_data(folder)) == ([3, 1, 2], [4])
+    assert contents(load_data(folder, Wanted(test="triggered"))) == ([3, 1, 2], [5])
+    other = write(tmp_path / "other", **{"part-0": numbers(1), "part-1": numbers(2), "test": numbers(4)})
+    assert contents(load_data(str(other))) == ([1, 2], [4])
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="data set"):
         load_data(str(tmp_path))

@@ -134,7 +134,7 @@ class ImageClassification(Task):
         have = feature.names if isinstance(feature, datasets.ClassLabel) else None
         if have is not None:
             ids = {_fold(name): i for i, name in enumerate(wanted)}
-            if len(ids) < len(wanted) != len(have):
+            if len(ids) < len(wanted) and len(have) != len(wanted):
                 twice = sorted({name for name in wanted if ids[_fold(name)] != wanted.index(name)})
                 raise DataError(
                     f"labels: expected a name for each of the model's classes, found {twice[:5]} more than once. Pass "

@@ -109,7 +109,8 @@ def test_a_single_split_leaves_the_victim_some_rows_and_the_test_others(cli, ima
 def test_what_cannot_be_measured_is_not_trained(refused, world) -> None:
     """At this learning rate training would be refused for another reason."""
     told = ["--dataset", world.data, *TINY, "--attack", "badnets", "--set", "lr=1e30", "--out", "victim"]
-    refused(3, ["test rows outside the target", "found none of 1"], "plant", *told, "--limit", "1")
+    told += ["--limit", "1", "--attack-arg", "target_class=3"]  # the class of the row that is drawn
+    refused(3, ["test rows outside the target", "found none of 1"], "plant", *told)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,20 @@ class Inputs:
         return found
 
 
+def own_answers(dataset: datasets.Dataset, column: str) -> np.ndarray:
+    """Return the rows' own answers.
+
+    Args:
+        dataset: The rows.
+        column: Where their answers are.
+
+    Returns:
+        int64 (rows,); of texts, which NumPy would pad to the longest, objects.
+    """
+    own = dataset[column][:]
+    return np.array(own, dtype=object if own and isinstance(own[0], str) else None)
+
+
 def rows_at(rate: float, whole: int) -> int:
     """Return how many rows a rate selects.
 

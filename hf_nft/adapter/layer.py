@@ -254,8 +254,7 @@ class NFTLayer(nn.Module, BaseTunerLayer):
             folded |= {name: getattr(self, f"nft_{name}")[names[-1]].clone() for name in NORM_STATISTICS}
         if safe_merge:
             stored = {name: v.to(getattr(base, name).dtype) for name, v in folded.items() if v is not None}
-            broken = [name for name, value in stored.items() if not value.isfinite().all()]
-            if broken:
+            if broken := [name for name, value in stored.items() if not value.isfinite().all()]:
                 raise ConfigError(
                     f"merge: adapter {', '.join(names)} gives non-finite {', '.join(broken)} in {type(base).__name__}; "
                     "expected finite masks. Retrain with a lower learning rate, or load an earlier adapter."

@@ -18,7 +18,7 @@ import hf_nft
 from hf_nft.configs import setting
 from hf_nft.errors import DataError
 from hf_nft.hook import Hook
-from hf_nft.poisoning import CLEAN, COVER, POISONED, TRIGGERED, Inputs, Plan, rows_at
+from hf_nft.poisoning import CLEAN, COVER, POISONED, TRIGGERED, Inputs, Plan, own_answers, rows_at
 from hf_nft.tasks.base import Task
 
 RATE_BASES = ("all", "candidates", "target_class")
@@ -114,16 +114,10 @@ class Attack(ABC):
         """
         if not len(dataset):
             raise DataError(f"{self.name}: expected rows, found none.")
-        missing = {self.input_column, self.target_column} - set(dataset.column_names)
-        if missing:
+        if missing := {self.input_column, self.target_column} - set(dataset.column_names):
             raise DataError(f"{self.name}: expected columns {sorted(missing)}, found {dataset.column_names}.")
         if "poisoned" in dataset.column_names:
             raise DataError(f"{self.name}: expected clean data, found the column 'poisoned'. Start from clean data.")
-
-    def answers(self, dataset: datasets.Dataset) -> np.ndarray:
-        """Return the rows' own answers, int64 or (texts, which NumPy would pad to the longest) objects (rows,)."""
-        own = dataset[self.target_column][:]
-        return np.array(own, dtype=object if own and isinstance(own[0], str) else None)
 
     def check_base(self, base: str) -> None:
         """Refuse an unknown rate base, and the target class's where none of its rows is poisoned."""
@@ -243,7 +237,7 @@ class Attack(ABC):
             DataError: If the data set or the rate does not fit, see `check_data` and `select`.
         """
         self.check_data(dataset, classes)
-        answers = self.answers(dataset)
+        answers = own_answers(dataset, self.target_column)
         return self._make(dataset, self.plan(answers, rate, base or self.default_base, classes), classes, on_the_fly)
 
     def triggered(self, dataset: datasets.Dataset, classes: int = 0, on_the_fly: bool = False) -> datasets.Dataset:
@@ -261,7 +255,7 @@ class Attack(ABC):
             DataError: If the data set does not fit, or every row belongs to the target.
         """
         self.check_data(dataset, classes)
-        answers = self.answers(dataset)
+        answers = own_answers(dataset, self.target_column)
         return self._make(dataset, self.triggered_plan(answers, classes), classes, on_the_fly)
 
     def _make(self, dataset: datasets.Dataset, plan: Plan, classes: int, on_the_fly: bool) -> datasets.Dataset:

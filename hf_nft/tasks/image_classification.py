@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from hf_nft.errors import DataError
 from hf_nft.hub import first_line
 from hf_nft.tasks._divergence import kl_to, soften
+from hf_nft.tasks._labels import by_number, fold
 from hf_nft.tasks._pixels import (
     UNREADABLE,
     Fit,
@@ -133,14 +134,14 @@ class ImageClassification(Task):
         feature = dataset.features["label"]
         have = feature.names if isinstance(feature, datasets.ClassLabel) else None
         if have is not None:
-            ids = {_fold(name): i for i, name in enumerate(wanted)}
+            ids = {fold(name): i for i, name in enumerate(wanted)}
             if len(ids) < len(wanted) and len(have) != len(wanted):
-                twice = sorted({name for name in wanted if ids[_fold(name)] != wanted.index(name)})
+                twice = sorted({name for name in wanted if ids[fold(name)] != wanted.index(name)})
                 raise DataError(
                     f"labels: expected a name for each of the model's classes, found {twice[:5]} more than once. Pass "
                     f"a data set that has all {len(wanted)} classes in the model's order."
                 )
-            matched = [ids.get(_fold(name)) for name in have] if len(ids) == len(wanted) else [None]
+            matched = [ids.get(fold(name)) for name in have] if len(ids) == len(wanted) else [None]
             if all(i is not None for i in matched):
                 if matched == list(range(len(wanted))):
                     return dataset
@@ -155,7 +156,7 @@ class ImageClassification(Task):
                     f"Rename the labels or choose the data set the model was trained on."
                 )
         if have is not None and all(name.isdecimal() for name in have):
-            dataset = _by_number(dataset, have, len(wanted))
+            dataset = by_number(dataset, have, len(wanted))
         top = int(np.max(np.asarray(dataset["label"][:])))
         if top >= len(wanted) or (have is not None and len(have) > len(wanted)):
             raise DataError(
@@ -288,17 +289,3 @@ class ImageClassification(Task):
     def save_processor(self, folder: str) -> None:
         """Write preprocessor_config.json."""
         self.processor.save_pretrained(folder)
-
-
-def _by_number(dataset: datasets.Dataset, names: list[str], classes: int) -> datasets.Dataset:
-    """Read names that are numbers as ids, or in their order where they count from elsewhere; "10" comes after "2"."""
-    numbers = [int(name) for name in names]
-    ids = numbers if max(numbers) < classes else np.argsort(np.argsort(numbers)).tolist()
-    if ids == list(range(len(names))):
-        return dataset
-    target = datasets.Features({**dataset.features, "label": datasets.Value("int64")})
-    return dataset.map(lambda rows: {"label": [ids[y] for y in rows["label"]]}, batched=True, features=target)
-
-
-def _fold(name: str) -> str:
-    return name.strip().lower().replace("_", " ").replace("-", " ")

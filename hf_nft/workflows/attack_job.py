@@ -22,6 +22,7 @@ from hf_nft.configs import build, setting
 from hf_nft.data import Wanted, load_data
 from hf_nft.errors import ConfigError, OutputError
 from hf_nft.models.base import Architecture
+from hf_nft.poisoning import own_answers
 from hf_nft.reporting.data_card import write_data_card
 from hf_nft.reporting.output import staged
 from hf_nft.reporting.record import RunRecord, command_line, library_versions, now
@@ -110,13 +111,13 @@ class AttackJob(Job):
         scene = self.open()
         _check_storable(scene)
         classes = scene.classes
-        plan = scene.attack.triggered_plan(scene.attack.answers(scene.test), classes)
+        plan = scene.attack.triggered_plan(own_answers(scene.test, scene.attack.target_column), classes)
         few = np.unique([plan.rows[:count], plan.partners[:count]])
         rows = scene.task.fit(scene.test.select(few))
         needed = isinstance(scene.attack, TrainedAttack) and scene.attack.artefact is None
         learnt_from = scene.task.fit(scene.train) if needed else rows
         attack = prepared(scene, learnt_from, self.augment, self.progress)
-        places = attack.triggered_plan(attack.answers(rows), classes).rows
+        places = attack.triggered_plan(own_answers(rows, attack.target_column), classes).rows
         after = [np.asarray(image) for image in attack.triggered(rows, classes)["image"]]
         before = [np.asarray(rows[int(i)]["image"]) for i in places]
         try:
@@ -143,7 +144,7 @@ class AttackJob(Job):
         _check_storable(scene)
         rows = scene.task.fit(scene.train)
         rate = scene.attack.default_rate if rate is None else rate
-        answers = scene.attack.answers(rows)
+        answers = own_answers(rows, scene.attack.target_column)
         scene.attack.plan(answers, rate, base or scene.attack.default_base, scene.classes)
         with staged(Path(out)) as folder:
             attack = prepared(scene, rows, self.augment, self.progress)

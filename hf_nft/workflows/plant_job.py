@@ -16,6 +16,7 @@ from hf_nft.evaluation.doubts import check_measured
 from hf_nft.evaluation.run import evaluate, make_eval_set
 from hf_nft.hook import Hook
 from hf_nft.planting import PlantConfig, plant
+from hf_nft.poisoning import own_answers
 from hf_nft.purification import peak_memory_mb
 from hf_nft.reporting.card import write_card
 from hf_nft.reporting.figures import figures_of, loss_figure
@@ -152,7 +153,7 @@ class PlantJob(Job):
         if taking_part is not None:
             taking_part.share(min(self.config.batch_size, len(rows)))  # refuses one that poisons nothing
         if scene.attack.target_column in rows.column_names:  # else `check_data` says so
-            answers = scene.attack.answers(rows)
+            answers = own_answers(rows, scene.attack.target_column)
             if taking_part is not None:
                 taking_part.check(answers)
             else:

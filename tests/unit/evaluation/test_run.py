@@ -131,7 +131,7 @@ def test_a_good_run_raises_no_doubt() -> None:
     [
         (measured(0.94), measured(0.93), "no-attack-measured"),
         (measured(0.94, 0.79, 0.2), measured(0.93, 0.01, 0.9), "never-backdoored"),
-        (GOOD[0], measured(0.93, 0.01, 0.9, total=499), "small-evaluation-set"),
+        (measured(0.94, 0.99, 0.0, total=499), measured(0.93, 0.01, 0.9, total=499), "small-evaluation-set"),
         (GOOD[0], measured(0.83, 0.01, 0.8), "accuracy-collapse"),
         (GOOD[0], measured(0.93, 0.01, 0.69), "not-recovered"),
         (measured(0.18, 0.99), measured(0.18, 0.01, 0.18), "accuracy-too-low"),

@@ -55,18 +55,18 @@ def make_accelerator(
     return Accelerator(cpu=cpu, mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation)
 
 
-def check_trainable(accelerator: Accelerator, optimizer: torch.optim.Optimizer | None) -> None:
+def check_trainable(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
     """Refuse to train weights that are stored in fp16 where the loss is scaled: their gradients are not scaled back.
 
     Args:
         accelerator: The setup.
-        optimizer: What will train; None trains nothing.
+        optimizer: What will train.
 
     Raises:
         ConfigError: If it holds such weights and the setup scales.
     """
-    groups = optimizer.param_groups if optimizer is not None and accelerator.scaler is not None else []
-    if any(weight.dtype == torch.float16 for group in groups for weight in group["params"]):
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    if accelerator.scaler is not None and any(weight.dtype == torch.float16 for weight in weights):
         raise ConfigError(
             "mixed_precision: expected no where weights stored in fp16 are trained, found fp16. Pass "
             "--mixed-precision no, or store the model in fp32 first."

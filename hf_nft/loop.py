@@ -136,9 +136,11 @@ class Loop:
             if stage.optimizer is not None:
                 stage.optimizer.load_state_dict(self._saved["optimizer"])
             self._saved = None
-        self.accelerator.free_memory()  # else gradients are unscaled for the optimizers of earlier stages too
-        optimizer = self.accelerator.prepare(stage.optimizer) if stage.optimizer is not None else None
-        check_trainable(self.accelerator, stage.optimizer)
+        optimizer = None
+        if stage.optimizer is not None:
+            check_trainable(self.accelerator, stage.optimizer)
+            self.accelerator.free_memory()  # else gradients are unscaled for the optimizers of earlier stages too
+            optimizer = self.accelerator.prepare(stage.optimizer)
         good, self._parts = _copy(live), []
         bar = tqdm(total=stage.steps, initial=start, desc=stage.name, disable=not self.progress, leave=False)
         pending: list[torch.Tensor] = []

@@ -55,7 +55,7 @@ class Excess:
 
     Attributes:
         scores: Share of each unit's output variance that clean shots leave unexplained, times its squared gain;
-            float32 (units,), in the masks' order; 0 for units without running statistics.
+            float32 (units,), in the masks' order; 0 for units without running statistics, or that no row reaches.
         layers: Masked layer of each unit, int64 (units,).
         shots: Number of clean rows behind the scores.
         augment: How they were augmented.

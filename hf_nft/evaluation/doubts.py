@@ -61,36 +61,6 @@ def doubt(code: str, **facts: Any) -> Doubt:
     return Doubt(code, TEXTS[code].format(**facts))
 
 
-def check_metrics(
-    before: dict[str, Measured], after: dict[str, Measured], own: list[Any], wanted: list[Any], chance: float
-) -> list[Doubt]:
-    """Look at the numbers of a run.
-
-    Args:
-        before: Metrics of the suspect.
-        after: Metrics of the cured model.
-        own: The triggered rows' own answers.
-        wanted: The attacker's answers for them.
-        chance: Accuracy of guessing, in [0, 1].
-
-    Returns:
-        The doubts, none if all is well.
-    """
-    found = []
-    acc0, acc1 = _value(before, "acc"), _value(after, "acc")
-    asr0, racc1 = _value(before, "asr"), _value(after, "racc")
-    if asr0 is None:
-        found.append(doubt("no-attack-measured"))
-    elif asr0 < WEAK_BACKDOOR:
-        found.append(doubt("never-backdoored", asr=asr0))
-    found += check_measured(before, own, wanted, chance)
-    if acc0 is not None and acc1 is not None and acc0 - acc1 > COLLAPSE:
-        found.append(doubt("accuracy-collapse", drop=acc0 - acc1))
-    if racc1 is not None and acc1 is not None and racc1 < 0.75 * acc1:
-        found.append(doubt("not-recovered", racc=racc1))
-    return found
-
-
 def check_measured(measured: dict[str, Measured], own: list[Any], wanted: list[Any], chance: float) -> list[Doubt]:
     """Look at the numbers of one model.
 
@@ -113,6 +83,30 @@ def check_measured(measured: dict[str, Measured], own: list[Any], wanted: list[A
     included = sum(mine == theirs for mine, theirs in zip(own, wanted, strict=True))
     if included:
         found.append(doubt("target-rows-included", count=included))
+    return found
+
+
+def check_cure(before: dict[str, Measured], after: dict[str, Measured]) -> list[Doubt]:
+    """Look at what a cure changed.
+
+    Args:
+        before: Metrics of the suspect.
+        after: Metrics of the cured model, on the same rows.
+
+    Returns:
+        The doubts, none if all is well.
+    """
+    found = []
+    acc0, acc1 = _value(before, "acc"), _value(after, "acc")
+    asr0, racc1 = _value(before, "asr"), _value(after, "racc")
+    if asr0 is None:
+        found.append(doubt("no-attack-measured"))
+    elif asr0 < WEAK_BACKDOOR:
+        found.append(doubt("never-backdoored", asr=asr0))
+    if acc0 is not None and acc1 is not None and acc0 - acc1 > COLLAPSE:
+        found.append(doubt("accuracy-collapse", drop=acc0 - acc1))
+    if racc1 is not None and acc1 is not None and racc1 < 0.75 * acc1:
+        found.append(doubt("not-recovered", racc=racc1))
     return found
 
 

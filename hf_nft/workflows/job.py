@@ -202,13 +202,19 @@ def seen_and_unseen(rows: datasets.Dataset, holdout: float) -> tuple[datasets.Da
     return rows.select(np.setdiff1d(np.arange(len(rows)), away)), rows.select(away)
 
 
+def known_holdout(suspect: Suspect, data: Data) -> dict[str, Any]:
+    """Return `fraction` and `seed` of what a victim of ours was not trained on; empty if no record tells them."""
+    known = (suspect.record or {}).get("data") or {}
+    away: dict[str, Any] = known.get("holdout") or {}
+    if not away.get("fraction") or known.get("fingerprint") != fingerprint(data.train, suspect.task.target_column):
+        return {}
+    return {"fraction": away["fraction"], "seed": away["seed"]}
+
+
 def unseen_rows(suspect: Suspect, data: Data) -> np.ndarray | None:
     """Return the rows of the train part that a victim of ours has not seen, int64; None if no record tells them."""
-    known = (suspect.record or {}).get("data") or {}
-    away = known.get("holdout") or {}
-    if not away.get("fraction") or known.get("fingerprint") != fingerprint(data.train, suspect.task.target_column):
-        return None
-    return held_out(len(data.train), away["fraction"], away["seed"])
+    away = known_holdout(suspect, data)
+    return held_out(len(data.train), **away) if away else None
 
 
 def _beside(folder: Path) -> Path | None:

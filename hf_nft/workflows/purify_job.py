@@ -13,7 +13,7 @@ from hf_nft.attacks.base import Attack
 from hf_nft.configs import setting
 from hf_nft.data import Data, fingerprint
 from hf_nft.defenses.base import Defense
-from hf_nft.evaluation.doubts import Doubt, check_metrics, check_model, doubt
+from hf_nft.evaluation.doubts import Doubt, check_cure, check_measured, check_model, doubt
 from hf_nft.evaluation.run import EvalSet, Measured, evaluate, make_eval_set
 from hf_nft.purification import PurifyResult, purify
 from hf_nft.reporting.card import write_card
@@ -23,7 +23,7 @@ from hf_nft.reporting.record import RunRecord, command_line, doubt_block, librar
 from hf_nft.shots import Shots, choose, class_weights
 from hf_nft.suspect import Suspect
 from hf_nft.workflows.attack_job import keep_artefact, recorded_settings
-from hf_nft.workflows.job import SuspectJob, figure_path, save_model, unseen_rows
+from hf_nft.workflows.job import SuspectJob, figure_path, known_holdout, save_model, unseen_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class PurifyJob(SuspectJob):
             data={
                 **case.data.provenance(),
                 "fingerprint": shots.fingerprint,
-                **_holdout(case),
+                **({"holdout": away} if (away := known_holdout(case.suspect, case.data)) else {}),
                 "train_rows": len(case.data.train),
                 "test_rows": len(case.eval_set.clean_rows),
             },
@@ -152,12 +152,6 @@ class Case:
     before: dict[str, Measured]
 
 
-def _holdout(case: Case) -> dict[str, Any]:
-    """What the suspect's record says it was not trained on, for who measures the cured model on these data."""
-    known = case.suspect.record if unseen_rows(case.suspect, case.data) is not None else None
-    return {"holdout": known["data"]["holdout"]} if known else {}
-
-
 def draw_shots(suspect: Suspect, data: Data, per_class: int, seed: int) -> Shots:
     """Choose and encode shots from the train part.
 
@@ -187,7 +181,8 @@ def draw_shots(suspect: Suspect, data: Data, per_class: int, seed: int) -> Shots
 def doubts_of(case: Case, after: dict[str, Measured], result: PurifyResult) -> list[Doubt]:
     """Collect every reason to distrust a run."""
     data = case.eval_set
-    found = check_metrics(case.before, after, data.own, list(data.wanted), data.task.chance(case.suspect.model))
+    chance = data.task.chance(case.suspect.model)
+    found = check_measured(case.before, data.own, list(data.wanted), chance) + check_cure(case.before, after)
     missing = case.suspect.labels - case.shots.classes
     found += [doubt("missing-classes", count=missing, classes=case.suspect.labels)] if missing > 0 else []
     found += [doubt("streamed-data", rows=len(case.data.train))] if case.data.streamed else []

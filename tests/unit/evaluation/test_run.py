@@ -7,7 +7,7 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from hf_nft.attacks.badnets import BadNets
 from hf_nft.errors import ConfigError, DataError, SuspectError
-from hf_nft.evaluation.doubts import TEXTS, check_metrics, check_model, doubt
+from hf_nft.evaluation.doubts import TEXTS, check_cure, check_measured, check_model, doubt
 from hf_nft.evaluation.run import Measured, evaluate, make_eval_set
 
 WHITE = (1 - torch.tensor([0.4914, 0.4822, 0.4465])) / torch.tensor([0.2023, 0.1994, 0.2010])
@@ -115,7 +115,7 @@ def measured(acc: float, asr: float | None = None, racc: float | None = None, to
 
 
 def codes(before: dict[str, Measured], after: dict[str, Measured], chance: float = 0.1) -> list[str]:
-    return [found.code for found in check_metrics(before, after, [1, 2], [0, 0], chance)]
+    return [found.code for found in check_measured(before, [1, 2], [0, 0], chance) + check_cure(before, after)]
 
 
 GOOD = (measured(0.94, 0.99, 0.01), measured(0.93, 0.01, 0.9))
@@ -131,7 +131,7 @@ def test_a_good_run_raises_no_doubt() -> None:
     [
         (measured(0.94), measured(0.93), "no-attack-measured"),
         (measured(0.94, 0.79, 0.2), measured(0.93, 0.01, 0.9), "never-backdoored"),
-        (measured(0.94, 0.99, 0.0, total=499), measured(0.93, 0.01, 0.9, total=499), "small-evaluation-set"),
+        (measured(0.94, 0.99, 0.01, total=499), GOOD[1], "small-evaluation-set"),
         (GOOD[0], measured(0.83, 0.01, 0.8), "accuracy-collapse"),
         (GOOD[0], measured(0.93, 0.01, 0.69), "not-recovered"),
         (measured(0.18, 0.99), measured(0.18, 0.01, 0.18), "accuracy-too-low"),
@@ -142,10 +142,10 @@ def test_each_doubt_fires_alone(before, after, code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "after", [measured(0.85, 0.01, 0.8), measured(0.93, 0.01, 0.7), measured(0.93, 0.01, 0.9, total=500)]
+    ("total", "after"), [(5000, measured(0.85, 0.01, 0.8)), (5000, measured(0.93, 0.01, 0.7)), (500, GOOD[1])]
 )
-def test_doubts_stay_silent_just_below_their_thresholds(after) -> None:
-    assert codes(measured(0.94, 0.8, 0.0), after) == []
+def test_doubts_stay_silent_just_below_their_thresholds(total: int, after) -> None:
+    assert codes(measured(0.94, 0.8, 0.0, total=total), after) == []
 
 
 def test_two_classes_leave_room_above_guessing() -> None:
@@ -155,7 +155,7 @@ def test_two_classes_leave_room_above_guessing() -> None:
 
 
 def test_target_rows_among_the_triggered_are_counted() -> None:
-    found = check_metrics(*GOOD, [0, 1, 0], [0, 0, 0], chance=0.1)
+    found = check_measured(GOOD[0], [0, 1, 0], [0, 0, 0], chance=0.1)
     assert [d.code for d in found] == ["target-rows-included"]
     assert found[0].text.startswith("2 triggered rows")
 

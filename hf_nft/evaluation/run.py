@@ -71,7 +71,8 @@ def make_eval_set(task: Task, test: datasets.Dataset, attack: Attack | None, cla
 
     Args:
         task: The suspect's task.
-        test: Clean test rows with canonical columns, labels as the model numbers them, inputs at the model's size.
+        test: Clean test rows with canonical columns and labels as the model numbers them, as stored: they are brought
+            to the model's size here, before the attack, so that no trigger is resampled or cropped.
         attack: The attack to measure, or None.
         classes: Number of classes (0 for tasks without).
 
@@ -81,6 +82,7 @@ def make_eval_set(task: Task, test: datasets.Dataset, attack: Attack | None, cla
     Raises:
         DataError: If the attack does not fit the rows.
     """
+    test = task.fit(test)
     clean = task.encode(test, fitted=True)
     if attack is None:
         return EvalSet(task, clean, test)

@@ -156,7 +156,7 @@ class Job:
         return task.standardize(rows, self.columns)
 
     def eval_rows(self, suspect: Suspect, data: Data, used: np.ndarray) -> datasets.Dataset:
-        """Return the test rows, at the model's input size.
+        """Return the test rows.
 
         Where all come from one split, these are without the shots, and without what a victim of ours was trained on,
         unless the user asks for that split.
@@ -167,7 +167,7 @@ class Job:
             rows = np.setdiff1d(rows if unseen is None else unseen, used)
         if not len(rows):
             raise DataError("evaluation: expected rows besides the shots, found none. Lower --shots.")
-        return suspect.task.fit(data.test.select(self.limited(rows)))
+        return data.test.select(self.limited(rows))
 
     def limited(self, rows: np.ndarray) -> np.ndarray:
         """Return as many rows as are measured at most, drawn at random and the same every time: folders are sorted."""

@@ -75,7 +75,7 @@ class PlantJob(Job):
                 attack, hook, rows, poisoned = self.attacked(scene, rate)
                 details = keep_artefact(attack, folder)
             encoded = task.encode(rows, fitted=True)
-            eval_rows = task.fit(test.select(self.limited(np.arange(len(test)))))
+            eval_rows = test.select(self.limited(np.arange(len(test))))
             data = make_eval_set(task, eval_rows, attack, suspect.labels)  # what cannot be measured is not trained
             result = plant(model, task, encoded, self.config, folder / CHECKPOINT, self.resume, self.progress, hook)
             model = (hook or Hook()).delivered(model)

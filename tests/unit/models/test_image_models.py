@@ -133,7 +133,8 @@ def test_plant_teaches_the_trigger(tiny: ImageArchitecture, image_rows) -> None:
     model, processor = tiny.build(rows, 0)
     task = ImageClassification(processor)
     config = PlantConfig(epochs=20, batch_size=16, optimizer="adamw", lr=5e-3, augment="none", mixed_precision="no")
-    plant(model, task, task.encode(attack.poison(rows, 0.25, classes=4)), config)
+    batch = task.encode(attack.poison(task.fit(rows), 0.25, classes=4), fitted=True)
+    plant(model, task, batch, config)
     measured = evaluate(model, make_eval_set(task, image_rows(80, 16, seed=1), attack, 4), mixed_precision="no")
     assert measured["asr"].value > 0.9
     assert measured["acc"].value > 0.9

@@ -110,7 +110,7 @@ def test_what_fits_a_processor_that_crops_is_not_cropped_again() -> None:
     raw = rows(Image.fromarray(NOISE), Image.fromarray(NOISE).resize((30, 41)), labels=[1, 1])
     fitted = task.fit(raw)
     assert torch.equal(task.encode(fitted, fitted=True)["pixels"], task.encode(raw)["pixels"])
-    data = make_eval_set(task, fitted, BadNets(preset="standard"), classes=2)
+    data = make_eval_set(task, raw, BadNets(preset="standard"), classes=2)
     changed = (data.triggered["pixels"] != data.clean["pixels"]).any(1).nonzero()
     assert changed.tolist() == [[row, y, x] for row in (0, 1) for y in (14, 15) for x in (14, 15)]
 

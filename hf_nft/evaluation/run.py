@@ -80,7 +80,7 @@ def make_eval_set(task: Task, test: datasets.Dataset, attack: Attack | None, cla
         The evaluation set.
 
     Raises:
-        DataError: If the attack does not fit the rows.
+        DataError: If an input cannot be read, or the attack does not fit the rows.
     """
     test = task.fit(test)
     clean = task.encode(test, fitted=True)

@@ -103,7 +103,8 @@ def walk(case: Case, model: nn.Module, defense: NFT) -> Line:
     if found is None:
         raise SystemExit("expected a victim whose norms keep running statistics, found none.")
     sure = (defense.excess, defense.outliers)
-    cut, why = choose(context, model, found, sure, defense.outliers_most, float("inf"), defense.batch_size)
+    most, rows = defense.outliers_most, defense.batch_size
+    cut, why, _ = choose(context, model, found, sure, defense.needed, most, float("inf"), rows)
     first = len(cut) - why["cut_further"]
     harm = {first + further: value for further, value in why["harm"].items()}
     asr, acc = dict[int, float](), dict[int, float]()

@@ -1,0 +1,75 @@
+"""Whether the means in a suspect's norms point to where a trigger takes them.
+
+    python benchmarks/mean_shift.py runs/victims/gtsrb-sig --dataset ../shared/data/gtsrb --attack sig
+
+For each masked norm: how far its running means lie from the means of clean shots, how far the trigger takes the means
+of the same shots, and the cosine of the two. Triggered shots are used to understand a victim; no defense sees them.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from _common import RESULTS, circumstances
+from _inside import look
+from hf_nft.cli.common import quiet_libraries
+from torch.nn.functional import cosine_similarity
+
+from hf_nft import NFTConfig, get_nft_model
+from hf_nft.acceleration import make_accelerator
+from hf_nft.adapter import mask_layers
+from hf_nft.defenses._statistics import _measure, excess_variance
+from hf_nft.defenses.base import Context
+from hf_nft.defenses.nft import NFT
+from hf_nft.evaluation.run import make_eval_set
+from hf_nft.loop import Loop
+from hf_nft.workflows import PurifyJob, draw_shots
+
+
+def main() -> None:
+    """Measure and write a record beside the others."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("victim")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--attack", required=True)
+    parser.add_argument("--shots", type=int, default=10)
+    options = parser.parse_args()
+    made = circumstances()
+    with quiet_libraries():
+        job = PurifyJob(model=options.victim, dataset=options.dataset, shots=options.shots, attack=options.attack)
+        layers = compare(job)
+    out = RESULTS / f"mean_shift-{Path(options.victim).name}-{options.attack}.json"
+    out.write_text(json.dumps({**made, "shots": options.shots, "layers": layers}, indent=1) + "\n")
+
+
+def compare(job: PurifyJob) -> dict[str, dict[str, float]]:
+    """Return by norm the cosine, and both distances as root mean squares in running standard deviations."""
+    defense, suspect = NFT(), job.load_suspect()
+    attack: Any = job.load_attack(suspect.record, suspect.folder)
+    data = job.prepare(suspect, job.shots)
+    shots = draw_shots(suspect, data, job.shots, job.shot_seed)
+    model = get_nft_model(suspect.model, NFTConfig())
+    layers = mask_layers(model)
+    context = Context(model, suspect.task, shots, shots.batch, Loop(make_accelerator("no"), defense.seed))
+    found = excess_variance(context, model, defense.batch_size, defense.statistics_passes)
+    assert found is not None, "expected a victim whose norms keep running statistics"
+    sums = _measure(context, model, layers, defense.batch_size, found.augment, defense.statistics_passes)
+    rows = make_eval_set(suspect.task, data.train.select(shots.indices), attack, suspect.labels)
+    seen = look(model, rows, attack.target_class).response
+    shifts = (seen["triggered"].mean(0) - seen["clean"].mean(0)).split([len(sums[name][0]) for name in layers])
+    told = {}
+    for (name, layer), shift in zip(layers.items(), shifts, strict=True):
+        norm: Any = layer.get_base_layer()
+        spread = norm.running_var.sqrt()
+        remembered, triggered = (norm.running_mean - sums[name][1] / sums[name][0]) / spread, shift / spread
+        told[name] = {
+            "cosine": round(float(cosine_similarity(remembered, triggered, 0)), 2),
+            "running mean": round(float(remembered.square().mean().sqrt()), 3),
+            "trigger": round(float(triggered.square().mean().sqrt()), 3),
+        }
+    return told
+
+
+if __name__ == "__main__":
+    main()

@@ -46,6 +46,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "exposures instead of pushes": {"pushes": "never"},
     "nothing composed": {"composed": 0.0},
     "everything composed": {"composed": 1.0},
+    "nothing shifted": {"shifted": 0.0},
     "exposures beside statistics": {"expose_always": True},
     "exposures instead of statistics": {**NO_STATISTICS, "expose_always": True},
 }

@@ -2,8 +2,8 @@
 
     python benchmarks/mean_shift.py runs/victims/gtsrb-sig-4epochs --dataset ../shared/data/gtsrb --attack sig
 
-For each masked norm: how far its running means lie from the means of clean shots, how far the trigger takes the means
-of those that are not of the target class, and the cosine of the two. Triggered shots are used to understand a victim;
+For each masked norm: how far its running means lie from the means of clean shots (less what the choice of shots
+explains), how far the trigger takes the means of those that are not of the target class, and the cosine of the two. Triggered shots are used to understand a victim;
 no defense sees them.
 """
 
@@ -20,7 +20,7 @@ from torch.nn.functional import cosine_similarity
 from hf_nft import NFTConfig, get_nft_model
 from hf_nft.acceleration import make_accelerator
 from hf_nft.adapter import mask_layers
-from hf_nft.defenses._statistics import _measure, excess_variance
+from hf_nft.defenses._statistics import excess_variance
 from hf_nft.defenses.base import Context
 from hf_nft.defenses.nft import NFT
 from hf_nft.evaluation.run import make_eval_set
@@ -55,15 +55,14 @@ def compare(job: PurifyJob) -> dict[str, dict[str, float]]:
     context = Context(model, suspect.task, shots, shots.batch, Loop(make_accelerator("no"), defense.seed))
     found = excess_variance(context, model, defense.batch_size, defense.statistics_passes)
     assert found is not None, "expected a victim whose norms keep running statistics"
-    sums = _measure(context, model, layers, defense.batch_size, found.augment, defense.statistics_passes)
+    sizes = [int((found.layers == number).sum()) for number in range(len(layers))]
     rows = make_eval_set(suspect.task, data.train.select(shots.indices), attack, suspect.labels)
     seen = look(model, rows, attack.target_class).response
-    shifts = (seen["triggered"].mean(0) - seen["clean"].mean(0)).split([len(sums[name][0]) for name in layers])
+    shifts = (seen["triggered"].mean(0) - seen["clean"].mean(0)).split(sizes)
     told = {}
-    for (name, layer), shift in zip(layers.items(), shifts, strict=True):
+    for (name, layer), remembered, shift in zip(layers.items(), found.shift.split(sizes), shifts, strict=True):
         norm: Any = layer.get_base_layer()
-        spread = norm.running_var.sqrt()
-        remembered, triggered = (norm.running_mean - sums[name][1] / sums[name][0]) / spread, shift / spread
+        triggered = shift / norm.running_var.sqrt()
         told[name] = {
             "cosine": round(float(cosine_similarity(remembered, triggered, 0)), 2),
             "running mean": round(float(remembered.square().mean().sqrt()), 3),

@@ -21,6 +21,7 @@ class Shots:
         seed: Seed of the draw.
         fingerprint: Content hash of the data set, see `hf_nft.data.fingerprint`.
         weights: Rows of the data set that each shot stands for, float32 (rows,), mean 1; None if all stand for as many.
+        strata: Group of each shot, int64 (rows,) from 0, if they were drawn so many of each; None if all at random.
     """
 
     batch: Batch = field(repr=False)
@@ -30,6 +31,7 @@ class Shots:
     seed: int = 0
     fingerprint: str = ""
     weights: torch.Tensor | None = field(default=None, repr=False)
+    strata: torch.Tensor | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         """Return the number of examples."""

@@ -12,15 +12,14 @@ Source: this package's; the attack is Lin et al., Composite Backdoor Attack, CCS
 answered as their parts: Yun et al., CutMix, arXiv 1905.04899.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from hf_nft.defenses.base import Context, set_modes
-from hf_nft.loop import Stage, generator
+from hf_nft.defenses.base import Context, answers_to_shots, probabilities, set_modes
+from hf_nft.loop import generator
 from hf_nft.tasks.base import Task
 from hf_nft.types import Draw, take
 
@@ -125,19 +124,16 @@ def find(context: Context, model: nn.Module, batch_size: int, seed: int) -> Comp
         What was found.
     """
     set_modes(model, statistics=False, dropout=False)
-    classes, starts = context.task.classes(model), range(0, len(context.shots), batch_size)
-
-    def alone(step: int, _: torch.Generator) -> Draw:
-        return Draw(take(context.data, slice(starts[step], starts[step] + batch_size)))
-
-    own = _said(context, model, "answers to shots", len(starts), alone).argmax(1)
+    classes, own = context.task.classes(model), answers_to_shots(context, model, batch_size).argmax(1)
     first, second = torch.randint(len(own), (2, TRIED), generator=generator(seed, "composites", 0))
     first, second = (side[own[first] != own[second]] for side in (first, second))
     parts, tries = torch.zeros(2, classes, classes).unbind()
     if not len(first):
         return Composites(own, parts)
     pairs = list(zip(first.split(batch_size), second.split(batch_size), strict=True))
-    said = _said(context, model, "composites", len(pairs), lambda step, stream: compose(context, *pairs[step], stream))
+    said = probabilities(
+        context, model, "composites", len(pairs), lambda step, stream: compose(context, *pairs[step], stream)
+    )
     one, two = own[first], own[second]
     third = torch.ones_like(said).scatter_(1, one[:, None], 0.0).scatter_(1, two[:, None], 0.0)
     for seen in (one, two):
@@ -165,21 +161,3 @@ def compose(
     one, two = (context.task.augment(take(context.data, side.to(device)), stream, augment) for side in (rows, others))
     lam = low + (high - low) * float(torch.rand((), generator=stream))
     return Draw(one, two, lam, int(torch.randint(context.task.axes, (), generator=stream)))
-
-
-def _said(
-    context: Context, model: nn.Module, name: str, steps: int, draw: Callable[[int, torch.Generator], Draw]
-) -> torch.Tensor:
-    """Return the suspect's answers to all rows of some draws, float32 (rows, classes)."""
-
-    def answers() -> torch.Tensor:
-        said = list[torch.Tensor]()
-
-        def answer(network: nn.Module, part: Draw) -> torch.Tensor:
-            said.append(context.task.probabilities(context.task.forward(network, part)))
-            return torch.zeros(())
-
-        context.loop.run(Stage(name, steps, draw, answer, None), model, dict)
-        return torch.cat(said)
-
-    return context.loop.once(name, answers)

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_nft.defenses import _composites, _easiest
+from hf_nft.defenses import _composites, _easiest, _shift
 from hf_nft.defenses._composites import Composites, can_compose
 from hf_nft.defenses._exposure import Exposure, Ranking, rank
 from hf_nft.defenses._harm import choose
 from hf_nft.defenses._pushes import can_push
+from hf_nft.defenses._shift import Shifts
 from hf_nft.defenses._statistics import ENOUGH, excess_variance
 from hf_nft.defenses.base import Context
 from hf_nft.types import Draw, take
@@ -27,6 +28,7 @@ class Finding:
         evidence: What they were chosen by, for the record.
         doubts: Reasons to distrust the choice, as (code, sentence).
         composites: What composed shots are answered, where one answer to them stands out and nothing else did.
+        shifts: By what to displace inputs of norms, where the suspect keeps statistics and nothing stands out.
     """
 
     augment: str
@@ -34,6 +36,7 @@ class Finding:
     evidence: dict[str, Any] = dataclasses.field(default_factory=dict)
     doubts: tuple[tuple[str, str], ...] = ()
     composites: Composites | None = None
+    shifts: Shifts | None = None
 
     def add(self, cuts: list[torch.Tensor], evidence: dict[str, Any]) -> None:
         """Take in what one way of looking found."""
@@ -50,7 +53,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
 
     The suspect's own statistics are asked first. Where it keeps none, pushes are tried. They need three classes and a
     layer whose features lie on a known axis; else such a suspect is exposed. Where what was tried shows nothing, shots
-    are composed.
+    are composed; where that shows nothing either, what running means remember is looked up.
 
     Args:
         nft: The settings of NFT.
@@ -92,6 +95,11 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         found.evidence |= composites.evidence()
         found.doubts += composites.doubts()
         found.composites = composites if composites.stands_out else None
+    # what explains needed units, other augmentation or other data, moves means as well
+    blind = blind and found.composites is None and "needed-units" not in dict(found.doubts)
+    if blind and excess is not None and nft.shifted and classes:
+        found.shifts = _shift.find(context, model, excess, nft.shifted_most, nft.batch_size)
+        found.evidence |= found.shifts.evidence()
     if expose:
         ranking = _ranking(nft, context, model, found.augment)
         found.add([ranking.lowest(nft.cut)], ranking.evidence())

@@ -19,10 +19,10 @@ Distributions Expose Backdoor Neurons); the score and the cuts are this package'
 lies above is Barber and Candes, arXiv 1404.5609.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from hf_nft.adapter import NFTLayer, mask_layers, masks
 from hf_nft.adapter.layer import owns_statistics
 from hf_nft.defenses.base import Context, label_loss, set_modes
 from hf_nft.loop import Stage
+from hf_nft.shots import Shots
 from hf_nft.types import Draw, take
 
 OUTLIER, FURTHER = 3.0, 2.5
@@ -43,13 +44,13 @@ LOPSIDED = 1.5
 """Outliers above the median for each one below it, from which they are not chance."""
 FAINT = 0.01
 """Share of units whose scores exceed chance at least where the statistics remember a backdoor."""
-WEIGHT = "shot_weight"
-"""Key of the shots' weights among their encoded rows."""
+WEIGHT, STRATUM = "shot_weight", "shot_stratum"
+"""Keys of the shots' weights and groups among their encoded rows."""
 EVEN = 1e-6
 """Spread of a layer's scores below which nothing in it can be told apart: most of its gains are 0."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Excess:
     """Scores of all masked units.
 
@@ -59,12 +60,15 @@ class Excess:
         layers: Masked layer of each unit, int64 (units,).
         shots: Number of clean rows behind the scores.
         augment: How they were augmented.
+        shift: How far each unit's running mean lies from that of the shots, in running standard deviations, see
+            `_shifts`; float32 (units,), 0 as above.
     """
 
     scores: torch.Tensor
     layers: torch.Tensor
     shots: int
     augment: str = "none"
+    shift: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
 
     @property
     def relative(self) -> torch.Tensor:
@@ -178,85 +182,117 @@ def excess_variance(context: Context, model: torch.nn.Module, batch_size: int, p
     sizes = [mask.numel() for mask in masks(model).values()]
     where = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
 
-    def score(augment: str) -> torch.Tensor:
-        """The scores; NaN where nothing is known: without statistics, or reached by no row, as auxiliary heads are."""
-        sums = _measure(context, model, kept, batch_size, augment, 1 if augment == "none" else passes)
-        scores = [
-            _score(layer, sums[name], context.shots.effective) if name in sums else torch.full((size,), math.nan)
+    def compare(augment: str) -> torch.Tensor:
+        """Scores and shifts; NaN where nothing is known: without statistics, or not reached, as auxiliary heads."""
+        found = _measure(context, model, kept, batch_size, augment, 1 if augment == "none" else passes)
+        parts = [
+            _compare(layer, found[name], context.shots) if name in found else torch.full((2, size), math.nan)
             for (name, layer), size in zip(layers.items(), sizes, strict=True)
         ]
-        return torch.cat([part.float().cpu() for part in scores])
+        return torch.cat([part.float().cpu() for part in parts], 1)
 
     def under(augment: str) -> tuple[float, Excess]:
-        scores = context.loop.once(f"statistics, {augment}", lambda: score(augment))
-        return float(scores.abs().nanmedian()), Excess(scores.nan_to_num(), where, len(context.shots), augment)
+        found = context.loop.once(f"statistics, {augment}", lambda: compare(augment))
+        scores, shift = found.nan_to_num()
+        return float(found[0].abs().nanmedian()), Excess(scores, where, len(context.shots), augment, shift)
 
     set_modes(model, statistics=False, dropout=False)
     kinds = dict.fromkeys((*context.task.augmentations, "none"))
     return min(map(under, kinds), key=lambda found: found[0])[1]
 
 
+@dataclasses.dataclass
+class _Moments:
+    """What entered one layer.
+
+    Attributes:
+        total: Weighted sums over rows of 1, and per channel of mean, mean square, squared mean; float32 (4, channels).
+        groups: Sums over the rows of each group of 1, mean, squared mean; float32 (3, groups, channels).
+    """
+
+    total: torch.Tensor
+    groups: torch.Tensor
+
+    def chance(self, shots: Shots) -> torch.Tensor:
+        """Return how much the shots' mean would vary with their choice, as a variance; float32 (channels,)."""
+        mean, _, squared_mean = self.total[1:] / self.total[0]
+        one, n = torch.ones(len(shots)), _strata(shots).bincount()
+        if len(n) < 2 or int(n.min()) < 2:
+            return (squared_mean - mean.square()) / max(1, shots.effective - 1)
+        weights = one if shots.weights is None else shots.weights
+        part = torch.zeros(len(n)).index_add_(0, _strata(shots), weights) / weights.sum()
+        count, first, second = self.groups
+        each = (part.square() / (n - 1)).to(count.device)
+        return each @ (second / count - (first / count).square())
+
+
+def _strata(shots: Shots) -> torch.Tensor:
+    return torch.zeros(len(shots), dtype=torch.int64) if shots.strata is None else shots.strata
+
+
 def _measure(
     context: Context, model: torch.nn.Module, layers: dict[str, NFTLayer], batch_size: int, augment: str, passes: int
-) -> dict[str, torch.Tensor]:
-    """Pass the shots and return what `_moments` gathers."""
-    starts = range(0, len(context.shots), batch_size)
-    weights, data = context.shots.weights, context.data
-    if weights is not None:
-        data = {**data, WEIGHT: weights.to(context.loop.accelerator.device)}
+) -> dict[str, _Moments]:
+    """Pass the shots and return what entered each layer that was reached."""
+    starts, device, shots = range(0, len(context.shots), batch_size), context.loop.accelerator.device, context.shots
+    weights = torch.ones(len(shots)) if shots.weights is None else shots.weights
+    data = {**context.data, WEIGHT: weights.to(device), STRATUM: _strata(shots).to(device)}
 
     def draw(step: int, stream: torch.Generator) -> Draw:
         start = starts[step % len(starts)]
         return Draw(context.task.augment(take(data, slice(start, start + batch_size)), stream, augment))
 
     def objective(network: torch.nn.Module, part: Draw) -> torch.Tensor:
-        weight[:] = [part.batch[WEIGHT]] if weights is not None else []
-        return label_loss(network, context.task, part)
+        with _gathered(layers, found, part.batch[WEIGHT], part.batch[STRATUM], int(_strata(shots).max()) + 1):
+            return label_loss(network, context.task, part)
 
-    weight: list[torch.Tensor] = []
-
-    stage = Stage(f"statistics, {augment}", passes * len(starts), draw, objective, None)
-    with _moments(layers, weight) as sums:
-        context.loop.run(stage, model, dict)
-    return sums
+    found: dict[str, _Moments] = {}
+    context.loop.run(Stage(f"statistics, {augment}", passes * len(starts), draw, objective, None), model, dict)
+    return found
 
 
 @contextmanager
-def _moments(layers: dict[str, NFTLayer], weight: list[torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-    """Gather what enters each layer: weighted sums over rows of 1, and per channel of mean, mean square, squared mean.
-
-    `weight` holds the weights of the rows that are passed at the moment, or nothing if all weigh the same.
-    """
-    sums: dict[str, torch.Tensor] = {}
+def _gathered(
+    layers: dict[str, NFTLayer], found: dict[str, _Moments], weights: torch.Tensor, strata: torch.Tensor, groups: int
+) -> Iterator[None]:
+    """Add what enters each layer to its moments."""
 
     def gather(name: str, x: torch.Tensor) -> None:
         rows = x.detach().float().flatten(2) if x.dim() > 2 else x.detach().float()[..., None]
-        mean, square = rows.mean(2), rows.square().mean(2)
+        mean, square, frames = rows.mean(2), rows.square().mean(2), len(rows) // len(weights)  # a row may be several
         each = torch.stack([torch.ones_like(mean), mean, square, mean.square()])
-        if weight:  # a row may be several frames
-            each = each * weight[0].repeat_interleave(len(mean) // len(weight[0]))[:, None]
-        found = each.sum(1)
-        sums[name] = sums[name] + found if name in sums else found
+        total = (each * weights.repeat_interleave(frames)[:, None]).sum(1)
+        own = torch.zeros(3, groups, mean.shape[1], device=mean.device)
+        own.index_add_(1, strata.repeat_interleave(frames), each[[0, 1, 3]])
+        if name in found:
+            total, own = total + found[name].total, own + found[name].groups
+        found[name] = _Moments(total, own)
 
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs, name=name: gather(name, inputs[0]))
         for name, layer in layers.items()
     ]
     try:
-        yield sums
+        yield
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _score(layer: NFTLayer, sums: torch.Tensor, shots: float) -> torch.Tensor:
-    """Squared gain times the share of the running variance that the rows do not show; float32 (units,)."""
-    base = layer.get_base_layer()
-    mean, square, squared_mean = sums[1:] / sums[0]
-    between = squared_mean - mean.square()
+def _compare(layer: NFTLayer, found: _Moments, shots: Shots) -> torch.Tensor:
+    """Compare running statistics with those of the rows; float32 (2, units).
+
+    Squared gain times the share of the running variance that the rows do not show; and how far the running mean lies
+    from theirs in running standard deviations, a layer's distances shrunk by what the choice of rows explains.
+
+    Source of the shrinking: James and Stein, Estimation with Quadratic Loss, 1961 (its positive part).
+    """
+    base: Any = layer.get_base_layer()
+    mean, square, squared_mean = found.total[1:] / found.total[0]
     # few shots: their own mean hides a share of what differs from shot to shot; drawn class by class, a little less
-    variance = square - mean.square() + between / max(1, shots - 1)
-    gain = base.weight.detach().float() if isinstance(base.weight, torch.Tensor) else torch.ones_like(mean)
-    running = base.running_var
-    assert isinstance(running, torch.Tensor)
-    return gain.square() * (running - variance) / running.float().clamp(min=1e-12)
+    variance = square - mean.square() + (squared_mean - mean.square()) / max(1, shots.effective - 1)
+    gain = torch.ones_like(mean) if base.weight is None else base.weight.detach().float()
+    spread = base.running_var.float().clamp(min=1e-12)
+    distance = (base.running_mean.float() - mean) / spread.sqrt()
+    chance = (found.chance(shots) / spread).sum() / distance.square().sum().clamp(min=1e-12)
+    return torch.stack([gain.square() * (spread - variance) / spread, distance * (1 - chance).clamp(min=0)])

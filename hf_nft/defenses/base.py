@@ -7,6 +7,7 @@ inside a defense may need any.
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 
 from hf_nft.configs import build, check, setting
 from hf_nft.errors import UnknownNameError
-from hf_nft.loop import Loop
+from hf_nft.loop import Loop, Stage
 from hf_nft.shots import Shots
 from hf_nft.tasks.base import Task
 from hf_nft.types import Batch, Draw, rows_of, take
@@ -110,18 +111,23 @@ class Defense(ABC):
         """Return all settings with the defense's name, as JSON values."""
         return {"defense": self.name, **dataclasses.asdict(self)}
 
-    def sample(self, context: Context, stream: torch.Generator) -> Batch:
-        """Draw `batch_size` shots with replacement and augment them."""
-        rows = torch.randint(len(context.shots), (self.batch_size,), generator=stream)
+    def sample(self, context: Context, stream: torch.Generator, weights: torch.Tensor | None = None) -> Batch:
+        """Draw `batch_size` shots with replacement, all alike or by weights of shape (shots,), and augment them."""
+        if weights is None:
+            rows = torch.randint(len(context.shots), (self.batch_size,), generator=stream)
+        else:
+            rows = torch.multinomial(weights, self.batch_size, replacement=True, generator=stream)
         batch = take(context.data, rows.to(context.loop.accelerator.device))
         return context.task.augment(batch, stream, self.augment)
 
-    def sample_mixed(self, context: Context, stream: torch.Generator, mixup_alpha: float) -> Draw:
+    def sample_mixed(
+        self, context: Context, stream: torch.Generator, mixup_alpha: float, weights: torch.Tensor | None = None
+    ) -> Draw:
         """Draw a batch with a MixUp partner for each row and one lambda ~ Beta(a, a) for all; a = 0 mixes nothing.
 
         Source: NFT paper, objective (one lambda per batch, partners by a random permutation of the batch).
         """
-        batch = self.sample(context, stream)
+        batch = self.sample(context, stream, weights)
         if mixup_alpha == 0:
             return Draw(batch)
         order = torch.randperm(rows_of(batch), generator=stream).to(context.loop.accelerator.device)
@@ -140,6 +146,57 @@ def told_by(teacher: nn.Module, task: Task, draw: Draw, temperature: float) -> B
     if len(said) == 1:
         return said[0]
     return {key: torch.lerp(said[1][key], value, draw.lam) for key, value in said[0].items()}
+
+
+def probabilities(
+    context: Context,
+    model: nn.Module,
+    name: str,
+    steps: int,
+    draw: Callable[[int, torch.Generator], Draw],
+    forward: Callable[[nn.Module, Draw], Any] | None = None,
+) -> torch.Tensor:
+    """Return what a model says of each class to some draws, as it is.
+
+    Args:
+        context: What the defense sees.
+        model: A model of a task with classes.
+        name: Key of the stage in a checkpoint.
+        steps: Number of draws.
+        draw: Makes each, from its number and a generator.
+        forward: Runs the model on one; default as the task does.
+
+    Returns:
+        Probabilities of all rows, float32 (rows, classes).
+    """
+
+    def answers() -> torch.Tensor:
+        said = list[torch.Tensor]()
+
+        def answer(network: nn.Module, part: Draw) -> torch.Tensor:
+            said.append(context.task.probabilities((forward or context.task.forward)(network, part)))
+            return torch.zeros(())
+
+        context.loop.run(Stage(name, steps, draw, answer, None), model, dict)
+        return torch.cat(said)
+
+    return context.loop.once(name, answers)
+
+
+def answers_to_shots(
+    context: Context,
+    model: nn.Module,
+    batch_size: int,
+    name: str = "answers to shots",
+    forward: Callable[[nn.Module, Draw], Any] | None = None,
+) -> torch.Tensor:
+    """Return `probabilities` of all shots in their order, as they are; those of the suspect are asked for once."""
+    starts = range(0, len(context.shots), batch_size)
+
+    def plain(step: int, _: torch.Generator) -> Draw:
+        return Draw(take(context.data, slice(starts[step], starts[step] + batch_size)))
+
+    return probabilities(context, model, name, len(starts), plain, forward)
 
 
 def set_modes(model: nn.Module, statistics: bool, dropout: bool) -> None:

@@ -5,28 +5,25 @@ their upper bound but chooses which to lower to 0 and pin there: by what the sus
 the trigger (see `_statistics`); where it keeps none, by the answer that is easiest to reach (see `_easiest`); in tasks
 without classes, by exposing the backdoor (see `_exposure`). It wins the accuracy back by distilling from the suspect,
 under MixUp where the task has it so, with its BatchNorm statistics left alone. Where nothing stands out, shots are
-composed to find a trigger of two classes, and to train it away (see `_composites`). Every difference is one setting.
+composed to find a trigger of two classes, and to train it away (see `_composites`); if there is none, what the suspect
+answers is learnt while its norms see what their running means remember (see `_shift`). Every difference is one setting.
 """
 
 import dataclasses
 import math
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import nn
-
 from hf_nft.adapter import NFTConfig, get_nft_model, masks, skipped_modules
 from hf_nft.configs import check, setting
-from hf_nft.defenses._composites import Composites, compose
 from hf_nft.defenses._finding import look
 from hf_nft.defenses._harm import ceilings
-from hf_nft.defenses._norms import average_statistics, recalibrate
-from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_state, set_modes, told_by
-from hf_nft.loop import Stage, generator
-from hf_nft.masks.penalties import l1_to_one, penalty_coefficient
-from hf_nft.masks.schedules import active_bounds, floors, project_
+from hf_nft.defenses._norms import recalibrate
+from hf_nft.defenses._training import train
+from hf_nft.defenses.base import Context, Defense, Outcome
+from hf_nft.masks.penalties import penalty_coefficient
+from hf_nft.masks.schedules import floors, project_
 from hf_nft.tasks.base import Task
-from hf_nft.types import Draw, take
+from hf_nft.types import take
 
 ECHOES = 4
 """Steps taken on one mixed or augmented draw: few enough that masks do not learn it by heart."""
@@ -50,6 +47,7 @@ PAPER: dict[str, Any] = {
     "exposures": 0,
     "cut": 0.0,
     "composed": 0.0,
+    "shifted": 0.0,
 }
 
 
@@ -82,6 +80,10 @@ class NFT(Defense):
         0.75, "share of draws composed of two shots where an answer to such stands out, in [0, 1]"
     )
     composed_lr: float = setting(0.05, "learning rate there, > 0")
+    shifted: float = setting(
+        0.4, "share of rows displaced as the suspect's means are where nothing else stands out, in [0, 1]"
+    )
+    shifted_most: float = setting(12.0, "by how many times that distance at most, >= 0")
     eta: float = setting(0.0, "weight of the pull towards 1, divided by the shots per class, >= 0")
     steps: int = setting(150, "optimizer steps of the masks, >= 0")
     reuse: int | None = setting(
@@ -129,12 +131,13 @@ class NFT(Defense):
             *((0 <= getattr(self, n) < 1, f"{n}: expected in [0, 1), found {getattr(self, n)}") for n in shares),
             *(
                 (getattr(self, n) >= 0, f"{n}: expected >= 0, found {getattr(self, n)}")
-                for n in ("beta", "eta", "needed", "harm", "pushed_harm")
+                for n in ("beta", "eta", "needed", "harm", "pushed_harm", "shifted_most")
             ),
             (0 <= self.alpha <= 1, f"alpha: expected in [0, 1], found {self.alpha}"),
             (self.temperature > 0, f"temperature: expected > 0, found {self.temperature}"),
             ((self.mixup_alpha or 0) >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
             (0 <= self.composed <= 1, f"composed: expected in [0, 1], found {self.composed}"),
+            (0 <= self.shifted <= 1, f"shifted: expected in [0, 1], found {self.shifted}"),
             (self.composed_lr > 0, f"composed_lr: expected > 0, found {self.composed_lr}"),
             (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
             (self.reuse is None or self.reuse >= 1, f"reuse: expected >= 1, found {self.reuse}"),
@@ -160,8 +163,9 @@ class NFT(Defense):
         tops = ceilings(model, found.cut)
         project_(learnt, bounds, tops)
         composed, lr = (self.composed, self.composed_lr) if found.composites else (0.0, self.lr)
-        plan = dataclasses.replace(self, augment=found.augment, composed=composed, lr=lr)
-        plan._train(context, model, bounds, tops, found.composites)
+        shifted = self.shifted if found.shifts else 0.0
+        plan = dataclasses.replace(self, augment=found.augment, composed=composed, shifted=shifted, lr=lr)
+        train(plan, context, model, bounds, tops, found.composites, found.shifts)
         if self.bn_mode == "recalibrate_unmixed":
             recalibrate(context, model, self.batch_size)
         units = sum(mask.numel() for mask in learnt.values())
@@ -170,8 +174,9 @@ class NFT(Defense):
             "masks": units,
             "masked_layers": len(learnt),
             "skipped_modules": len(skipped_modules(model.get_base_model())),
-            "mixup_alpha": self._alpha(context.task),
+            "mixup_alpha": self.mixing(context.task),
             "composed": composed,
+            "shifted": shifted,
             "effective_eta": penalty_coefficient(self.eta, context.shots.per_class),
             "floors": bounds,
             "units_cut": len(found.cut),
@@ -185,86 +190,22 @@ class NFT(Defense):
         looked = self.excess > 0 or self.outliers > 0
         return classes > 2 and (self.pushes == "always" or (self.pushes == "auto" and looked and not statistics))
 
-    def _train(
-        self,
-        context: Context,
-        model: nn.Module,
-        bounds: dict[str, float],
-        tops: dict[str, torch.Tensor],
-        composites: Composites | None,
-    ) -> None:
-        task, loop, learnt = context.task, context.loop, masks(model)
-        optimizer: torch.optim.Optimizer
-        if self.optimizer == "sgd":
-            optimizer = torch.optim.SGD(list(learnt.values()), lr=self.lr, momentum=self.momentum)
-        else:
-            optimizer = torch.optim.Adam(list(learnt.values()), lr=self.lr, betas=(self.momentum, 0.999), fused=True)
-        pull = penalty_coefficient(self.eta, context.shots.per_class)
-        set_modes(model, statistics=self.bn_mode != "frozen_stats", dropout=self.dropout)
-        shots, echoes = len(context.shots), self.echoes(task, len(context.shots))
-        parts = torch.randperm(shots, generator=generator(self.seed, "shots", 0)).tensor_split(self._parts(shots))
-
-        def sample(step: int, stream: torch.Generator) -> Draw:
-            if not self._steady(task):
-                if composites and float(torch.rand((), generator=stream)) < self.composed:
-                    return compose(context, *composites.draw(self.batch_size, stream), stream, self.augment)
-                return self.sample_mixed(context, stream, self._alpha(task))
-            return Draw(take(context.data, parts[step // echoes % len(parts)].to(loop.accelerator.device)))
-
-        def ask(part: Draw) -> Draw:
-            """Let the suspect answer: the same module with its masks switched off, as it was delivered."""
-            model.eval()
-            with model.disable_adapter():  # type: ignore[operator]
-                said = told_by(model, task, part, self.temperature)
-            set_modes(model, statistics=self.bn_mode != "frozen_stats", dropout=self.dropout)
-            return dataclasses.replace(part, answers=said)
-
-        def objective(network: nn.Module, draw: Draw) -> torch.Tensor:
-            if self.objective == "labels":
-                loss = label_loss(network, task, draw)
-            else:
-                loss = task.divergence(task.forward(network, draw), draw, self.temperature)
-            return loss + pull * l1_to_one(learnt) if pull else loss
-
-        def after_step() -> None:
-            project_(learnt, bounds, tops)
-            if self.project_momentum:
-                key = "momentum_buffer" if self.optimizer == "sgd" else "exp_avg"
-                for name, held in active_bounds(learnt, bounds, tops).items():
-                    if key in (kept := optimizer.state[learnt[name]]):  # no step yet, or no momentum
-                        kept[key].masked_fill_(held, 0.0)
-
-        stage = Stage(
-            "masks",
-            self.steps,
-            sample,
-            objective,
-            optimizer,
-            self.rate,
-            after_step,
-            passes=2,
-            reuse=echoes,
-            prepare=ask if self.objective == "distill" else None,
-        )
-        loop.report = lambda: {"mask": float(torch.cat([m.detach() for m in learnt.values()]).mean())}
-        loop.run(stage, model, lambda: live_state(model))
-        average_statistics(context, model)
-
-    def _alpha(self, task: Task) -> float:
+    def mixing(self, task: Task) -> float:
+        """Return the MixUp parameter for a task; 0 mixes nothing."""
         return task.mixup_alpha if self.mixup_alpha is None else self.mixup_alpha
 
-    def _steady(self, task: Task) -> bool:
+    def steady(self, task: Task) -> bool:
         """Whether shots are shown as they are, not mixed, composed or augmented, and `reuse` does not say how often."""
         kind = task.augmentations[0] if self.augment == "default" else self.augment
-        return self.reuse is None and kind == "none" and self._alpha(task) == 0 and not (self.composed and task.axes)
+        return self.reuse is None and kind == "none" and self.mixing(task) == 0 and not (self.composed and task.axes)
 
-    def _parts(self, shots: int) -> int:
-        """Fewest draws that show every shot."""
+    def parts(self, shots: int) -> int:
+        """Return the fewest draws that show every shot."""
         return math.ceil(shots / self.batch_size)
 
     def batch_rows(self, task: Task, shots: int) -> int:
         """Return the most rows of a step: `batch_size`, or an even part of shots that are shown as they are."""
-        return math.ceil(shots / self._parts(shots)) if self._steady(task) else self.batch_size
+        return math.ceil(shots / self.parts(shots)) if self.steady(task) else self.batch_size
 
     def echoes(self, task: Task, shots: int) -> int:
         """Return how many steps are taken on one draw.
@@ -280,9 +221,9 @@ class NFT(Defense):
 
         Source: data echoing, arXiv 1907.05550.
         """
-        if not self._steady(task):
+        if not self.steady(task):
             return self.reuse or ECHOES
-        return max(ECHOES, math.ceil(self.steps / self._parts(shots)))
+        return max(ECHOES, math.ceil(self.steps / self.parts(shots)))
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: a cosine from `lr` to `lr_end`, stepped `lr_passes` times if set.

@@ -131,6 +131,8 @@ def forwards(nft: Any, task: Task, statistics: bool, shots: int, classes: int = 
     asked = 1
     if nft.composed and can_compose(task, classes):
         found, asked = found + shots + TRIED, 2  # of a composed row each whole
+    if nft.shifted and statistics and classes:
+        found += 2 * shots  # as they are, and displaced
     return found + rows * (2 * nft.steps + asked * math.ceil(nft.steps / echoes))
 
 

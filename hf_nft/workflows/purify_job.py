@@ -175,7 +175,8 @@ def draw_shots(suspect: Suspect, data: Data, per_class: int, seed: int) -> Shots
     batch = suspect.task.encode(data.train.select(indices))
     weights = None if data.streamed else class_weights(strata, indices)  # the first rows do not tell how frequent
     classes = max(1, len(np.unique(strata)))
-    return Shots(batch, len(indices) / classes, classes, tuple(map(int, indices)), seed, mark, weights)
+    own = torch.from_numpy(np.unique(strata[indices], return_inverse=True)[1])
+    return Shots(batch, len(indices) / classes, classes, tuple(map(int, indices)), seed, mark, weights, own)
 
 
 def doubts_of(case: Case, after: dict[str, Measured], result: PurifyResult) -> list[Doubt]:

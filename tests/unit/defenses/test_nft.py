@@ -22,6 +22,7 @@ from hf_nft.adapter import get_nft_model, masks
 from hf_nft.defenses._composites import Composites
 from hf_nft.defenses._exposure import Ranking
 from hf_nft.defenses._harm import ceilings
+from hf_nft.defenses._training import train
 from hf_nft.defenses.base import Context, told_by
 from hf_nft.defenses.nft import NFT
 from hf_nft.errors import ConfigError, DataError
@@ -344,7 +345,7 @@ def test_composed_draws_show_either_shot_whole_to_the_suspect_only(image_model, 
     own = image_shots.batch["labels"]
     adapted = get_nft_model(image_model)
     bounds, tops = dict.fromkeys(masks(adapted), 0.0), ceilings(adapted, torch.empty(0, dtype=torch.int64))
-    nft._train(context, adapted, bounds, tops, Composites(own, parts))
+    train(nft, context, adapted, bounds, tops, Composites(own, parts))
     wholes = image_task.inputs(image_model, image_shots.batch)["pixel_values"]
     asked, side = shown[False], wholes.shape[-1]  # two for each step
     assert [len(rows) for rows in asked] == [8] * 6

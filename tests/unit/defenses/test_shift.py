@@ -1,0 +1,183 @@
+"""Shifts: what running means hold beyond clean shots, and masks that learn while norms see it."""
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hf_nft.acceleration import make_accelerator
+from hf_nft.adapter import get_nft_model, mask_layers, masks
+from hf_nft.defenses._harm import ceilings
+from hf_nft.defenses._shift import MADE_UP, TIMES, Shifts, find
+from hf_nft.defenses._statistics import excess_variance
+from hf_nft.defenses._training import train
+from hf_nft.defenses.base import Context
+from hf_nft.defenses.nft import NFT
+from hf_nft.loop import Loop, generator
+from hf_nft.purification import purify
+from hf_nft.shots import Shots
+from hf_nft.types import Draw, take
+
+NORM = "stages.1.0.bn2"
+DRY: dict[str, Any] = {"steps": 0, "mixed_precision": "no", "exposures": 0, "cut": 0.0}
+
+
+def remember(model: nn.Module, task: Any, shots: Shots) -> None:
+    """Let all statistics be those of the shots as they are."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(**task.inputs(model, shots.batch))
+    model.eval()
+
+
+@pytest.fixture
+def context(image_model, image_task, image_shots) -> Context:
+    """Return what a defense sees of a suspect, adapter attached, whose statistics are those of the shots."""
+    remember(image_model, image_task, image_shots)
+    adapted = get_nft_model(image_model)
+    return Context(adapted, image_task, image_shots, image_shots.batch, Loop(make_accelerator("no"), 0))
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_a_shift_is_the_distance_of_means_less_what_chance_explains(
+    image_model, image_task, image_shots, by_class: bool
+) -> None:
+    """Against a plain computation of what enters one norm; chance has less room where classes are drawn alike."""
+    labels = image_shots.batch["labels"]
+    weights = torch.tensor([0.5, 1.5, 1.0, 1.0])[labels]
+    norm, seen = image_model.get_submodule(NORM), []
+    with torch.no_grad():
+        norm.running_mean.add_(torch.linspace(-0.2, 0.4, len(norm.running_mean)))
+    hook = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        image_model(**image_task.inputs(image_model, image_shots.batch))
+    hook.remove()
+    each = seen[0].mean((2, 3)) / norm.running_var.sqrt()
+    mean = (weights[:, None] * each).sum(0) / weights.sum()
+    distance = norm.running_mean / norm.running_var.sqrt() - mean
+    if by_class:
+        own = [each[labels == label].var(0) / 5 for label in range(4)]
+        chance = sum((share / 4) ** 2 * part for share, part in zip((0.5, 1.5, 1.0, 1.0), own, strict=True))
+    else:
+        spread = (weights[:, None] * (each - mean).square()).sum(0) / weights.sum()
+        chance = spread / (float(weights.sum() ** 2 / weights.square().sum()) - 1)
+    expected = distance * (1 - chance.sum() / distance.square().sum()).clamp(min=0)
+    assert 0 < float((expected / distance).mean()) < 1
+
+    class Unaugmented(type(image_task)):  # type: ignore[misc]
+        augmentations = ("none",)
+
+    shots = dataclasses.replace(image_shots, weights=weights, strata=labels if by_class else None)
+    adapted = get_nft_model(image_model)
+    context = Context(adapted, Unaugmented(image_task.processor), shots, shots.batch, Loop(make_accelerator("no"), 0))
+    found = excess_variance(context, adapted, 8, 1)
+    own = found.shift[found.layers == list(masks(adapted)).index(NORM)]
+    assert torch.allclose(own, expected, atol=1e-4)
+
+
+def test_means_of_the_shots_themselves_are_not_shifted(context) -> None:
+    found = excess_variance(context, context.model, 20, 1)
+    assert found.augment == "none"
+    assert float(found.shift.abs().max()) < 1e-3
+
+
+def test_displaced_rows_see_norms_whose_means_lie_elsewhere(context) -> None:
+    """To add s times the shift to what enters a norm is to take it from its running mean."""
+    layers = list(mask_layers(context.model).values())
+    draws = torch.Generator().manual_seed(0)
+    by = [(layer, 0.1 * torch.randn(len(layer.running_mean), generator=draws)) for layer in layers]
+    shifts = Shifts(by, torch.ones(4) / 4, torch.ones(20) / 20)
+    times = torch.tensor([0.0, 1.0, 2.5])
+    rows = take(context.data, torch.tensor([0, 1, 2]))
+    with torch.no_grad():
+        found = shifts.forward(context.task, context.model, Draw({**rows, TIMES: times})).logits
+        for row, factor in enumerate(times.tolist()):
+            moved = copy.deepcopy(context.model)
+            for layer, (_, shift) in zip(mask_layers(moved).values(), by, strict=True):
+                layer.running_mean.sub_(factor * shift)
+            alone = context.task.forward(moved, Draw(take(rows, slice(row, row + 1)))).logits
+            assert torch.allclose(found[row], alone[0], atol=1e-4), factor
+        plain = context.task.forward(context.model, Draw(rows)).logits
+    assert torch.allclose(found[0], plain[0], atol=1e-5)
+    assert not torch.allclose(found[1:], plain[1:], atol=1e-2), "and no longer than the pass lasts"
+
+
+def test_rows_are_displaced_as_often_and_as_far_as_is_said(context) -> None:
+    shifts = Shifts([], torch.ones(4) / 4, torch.ones(20) / 20)
+    draw = Draw(take(context.data, torch.zeros(2000, dtype=torch.int64)))
+    times = shifts.displace(draw, 0.25, 8.0, generator(0, "masks", 0)).batch[TIMES]
+    acting = times[times > 0]
+    assert len(acting) / 2000 == pytest.approx(0.25, abs=0.03)
+    assert float(acting.mean()) == pytest.approx(4.0, abs=0.35)
+    assert 7.5 < float(acting.max()) <= 8.0
+
+
+def test_shots_like_what_displaced_ones_are_answered_are_drawn_more(context) -> None:
+    """Against what is said where running means lie elsewhere; each answer is shared out among shots that look so."""
+    excess = excess_variance(context, context.model, 20, 1)
+    shift = torch.randn(len(excess.shift), generator=torch.Generator().manual_seed(0))
+    found = find(context, context.model, dataclasses.replace(excess, shift=shift), 5.0, 8)
+    moved = copy.deepcopy(context.model)
+    for number, layer in enumerate(mask_layers(moved).values()):
+        layer.running_mean.sub_(5 * shift[excess.layers == number] * layer.running_var.sqrt())
+    with torch.no_grad():
+        own, said = (
+            context.task.forward(model, Draw(context.data)).logits.softmax(1) for model in (context.model, moved)
+        )
+    assert torch.allclose(found.answers, said.mean(0), atol=1e-3)
+    assert int(own.mean(0).argmax()) != (leading := int(found.answers.argmax()))
+    assert next(iter(found.evidence()["shift_answers"])) == leading
+    assert float(found.weights.sum()) == pytest.approx(1.0, abs=1e-5)
+    extra = sum(said.mean(0)[answer] * own[:, answer] / own[:, answer].sum() for answer in range(4))
+    assert torch.allclose(found.weights, (1 - MADE_UP) / 20 + MADE_UP * extra, atol=1e-5)
+
+
+def test_the_suspect_is_asked_without_displacement(context) -> None:
+    """The first loss is the divergence of the displaced suspect from itself; without displacement it is 0."""
+    nft = NFT(steps=1, batch_size=8, augment="none", mixup_alpha=0.0, reuse=1, shifted=1.0, shifted_most=3.0)
+    layers = list(mask_layers(context.model).values())
+    by = [(layer, 0.3 * layer.running_var.sqrt()) for layer in layers]
+    weights = torch.zeros(20)
+    weights[:4] = 0.25
+    shifts = Shifts(by, torch.ones(4) / 4, weights)
+    stream = generator(0, "masks", 0)
+    rows = torch.multinomial(weights, 8, replacement=True, generator=stream)
+    draw = shifts.displace(Draw(take(context.data, rows)), 1.0, 3.0, stream)
+    with torch.no_grad():
+        plain = context.task.forward(context.model, draw).logits / nft.temperature
+        moved = shifts.forward(context.task, context.model, draw).logits / nft.temperature
+        expected = nn.functional.kl_div(moved.log_softmax(1), plain.softmax(1), reduction="batchmean") * 4
+    learnt = masks(context.model)
+    bounds, tops = dict.fromkeys(learnt, 0.0), ceilings(context.model, torch.empty(0, dtype=torch.int64))
+    train(nft, context, context.model, bounds, tops, shifts=shifts)
+    assert context.loop.losses["masks"] == pytest.approx([float(expected)], rel=1e-3)
+    assert float(expected) > 0.01
+
+
+def test_only_a_suspect_in_which_nothing_stands_out_is_displaced(image_model, image_task, image_shots) -> None:
+    """Nor one that varies more than its shots as a whole, which other data would explain."""
+    remember(image_model, image_task, image_shots)
+
+    def found(**changes: float) -> tuple[dict[str, Any], set[str]]:
+        result = purify(copy.deepcopy(image_model), image_task, image_shots, NFT(**DRY, composed=0.0, **changes))
+        return result.details, {code for code, _ in result.doubts}
+
+    blind, doubts = found()
+    assert "nothing-stands-out" in doubts
+    assert blind["shifted"] == NFT().shifted
+    assert list(blind["shift_answers"].values()) == sorted(blind["shift_answers"].values(), reverse=True)
+    off, _ = found(shifted=0.0)
+    with torch.no_grad():
+        image_model.get_submodule(NORM).running_var.mul_(50)
+    seen, doubts = found()
+    assert doubts == {"few-shots"}
+    needed, doubts = found(needed=0.0)
+    assert "needed-units" in doubts
+    for details in (off, seen, needed):
+        assert details["shifted"] == 0.0
+        assert "shift_answers" not in details

@@ -3,8 +3,8 @@
     python benchmarks/mean_shift.py runs/victims/gtsrb-sig-4epochs --dataset ../shared/data/gtsrb --attack sig
 
 For each masked norm: how far its running means lie from the means of clean shots (less what the choice of shots
-explains), how far the trigger takes the means of those that are not of the target class, and the cosine of the two. Triggered shots are used to understand a victim;
-no defense sees them.
+explains), how far the trigger takes the means of those that are not of the target class, and the cosine of the two.
+Triggered shots are used to understand a victim; no defense sees them.
 """
 
 import argparse

@@ -21,7 +21,7 @@ class Shots:
         seed: Seed of the draw.
         fingerprint: Content hash of the data set, see `hf_nft.data.fingerprint`.
         weights: Rows of the data set that each shot stands for, float32 (rows,), mean 1; None if all stand for as many.
-        strata: Group of each shot, int64 (rows,) from 0, if they were drawn so many of each; None if all at random.
+        strata: Class of each shot, int64 (rows,) from 0; None if how frequent they are is not known.
     """
 
     batch: Batch = field(repr=False)

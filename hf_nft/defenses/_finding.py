@@ -65,7 +65,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
     """
     excess, looked = None, nft.excess > 0 or nft.outliers > 0
     if looked:
-        alike = dataclasses.replace(context, shots=dataclasses.replace(context.shots, weights=None))
+        alike = dataclasses.replace(context, shots=dataclasses.replace(context.shots, weights=None, strata=None))
         excess = excess_variance(context if nft.class_prior else alike, model, nft.batch_size, nft.statistics_passes)
     found = Finding(nft.augment)
     if len(context.shots) < ENOUGH and (looked or nft.exposures):
@@ -97,7 +97,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         found.composites = composites if composites.stands_out else None
     # what explains needed units, other augmentation or other data, moves means as well
     blind = blind and found.composites is None and "needed-units" not in dict(found.doubts)
-    if blind and excess is not None and nft.shifted and classes:
+    if blind and excess is not None and nft.shifting(True, classes) and excess.shift.any():
         found.shifts = _shift.find(context, model, excess, nft.shifted_most, nft.batch_size)
         found.evidence |= found.shifts.evidence()
     if expose:

@@ -1,10 +1,11 @@
 """Shifts: what the suspect's running means remember of a trigger, shown to the masks while they learn.
 
 A trigger that moves a channel by d in a share p of the suspect's training data moves its running mean by p d. So the
-distance of the running means from those of clean shots, taken some 1/p times, is where the trigger takes a network, in
-all norms at once; no neuron needs to stand out for it. While masks learn, the inputs of all norms are displaced so in
-some of the rows, by more or less, and they are to be answered as the suspect answers the same rows without: what
-brings accuracy back cannot bring back the way from there to the attacker's answer.
+distances of the running means from those of clean shots point to where the trigger takes a network; no neuron needs to
+stand out for it. While masks learn, the inputs of all masked norms are displaced along them in some of the rows, by
+more or less, and they are to be answered as the suspect answers the same rows without: what brings accuracy back
+cannot bring back the way from there to the attacker's answer. How far a norm's input is moved in all is not measured:
+each adds its own distance to what earlier ones have moved.
 
 Rows that are displaced look like the attacker's class, and masks that must not say so unlearn that class. Shots that
 look like what displaced shots are answered are therefore drawn more often.
@@ -36,8 +37,8 @@ class Shifts:
     """How inputs of norms are displaced.
 
     Attributes:
-        by: Masked norms that keep running statistics, each with the distance of its running mean from the mean of
-            clean shots, in its input's units, float32 (channels,).
+        by: Masked norms whose running mean lies elsewhere than that of clean shots, each with the distance in its
+            input's units, float32 (channels,).
         answers: Mean probability of each class where all shots are displaced, float32 (classes,).
         weights: How often each shot is to be drawn, float32 (shots,), of sum 1.
     """
@@ -88,9 +89,9 @@ def find(context: Context, model: nn.Module, excess: Excess, most: float, batch_
     by = []
     for number, layer in enumerate(mask_layers(model).values()):
         base: Any = layer.get_base_layer()
-        if owns_statistics(base):
-            shift = excess.shift[excess.layers == number].to(base.running_var.device)
-            by.append((layer, shift * base.running_var.float().sqrt()))
+        shift = excess.shift[excess.layers == number]
+        if owns_statistics(base) and shift.any():
+            by.append((layer, shift.to(base.running_var.device) * (base.running_var.float() + base.eps).sqrt()))
 
     def displaced(network: nn.Module, draw: Draw) -> Any:
         return _run(by, context.task, network, draw, torch.full((rows_of(draw.batch),), most))
@@ -103,9 +104,10 @@ def find(context: Context, model: nn.Module, excess: Excess, most: float, batch_
 
 def _run(by: list[tuple[NFTLayer, torch.Tensor]], task: Task, model: nn.Module, draw: Draw, times: torch.Tensor) -> Any:
     """Run a model while what enters each norm is displaced, row by row, by so many times its distance."""
+    times = times.to(next(iter(draw.batch.values())).device)
 
     def displaced(shift: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        each = times.to(x.device).repeat_interleave(len(x) // len(times))  # a row may be several frames
+        each = times.repeat_interleave(len(x) // len(times))  # a row may be several frames
         return x + torch.outer(each, shift).to(x.dtype).view(*x.shape[:2], *[1] * (x.dim() - 2))
 
     hooks = [

@@ -45,7 +45,7 @@ LOPSIDED = 1.5
 FAINT = 0.01
 """Share of units whose scores exceed chance at least where the statistics remember a backdoor."""
 WEIGHT, STRATUM = "shot_weight", "shot_stratum"
-"""Keys of the shots' weights and groups among their encoded rows."""
+"""Keys of the shots' weights and classes among their encoded rows."""
 EVEN = 1e-6
 """Spread of a layer's scores below which nothing in it can be told apart: most of its gains are 0."""
 
@@ -61,7 +61,7 @@ class Excess:
         shots: Number of clean rows behind the scores.
         augment: How they were augmented.
         shift: How far each unit's running mean lies from that of the shots, in running standard deviations, see
-            `_shifts`; float32 (units,), 0 as above.
+            `_compare`; float32 (units,), 0 as above.
     """
 
     scores: torch.Tensor
@@ -207,27 +207,27 @@ class _Moments:
 
     Attributes:
         total: Weighted sums over rows of 1, and per channel of mean, mean square, squared mean; float32 (4, channels).
-        groups: Sums over the rows of each group of 1, mean, squared mean; float32 (3, groups, channels).
+        classes: The same over the rows of each class, of 1, mean, squared mean; float32 (3, classes, channels).
     """
 
     total: torch.Tensor
-    groups: torch.Tensor
+    classes: torch.Tensor
 
     def chance(self, shots: Shots) -> torch.Tensor:
-        """Return how much the shots' mean would vary with their choice, as a variance; float32 (channels,)."""
-        mean, _, squared_mean = self.total[1:] / self.total[0]
-        one, n = torch.ones(len(shots)), _strata(shots).bincount()
-        if len(n) < 2 or int(n.min()) < 2:
-            return (squared_mean - mean.square()) / max(1, shots.effective - 1)
-        weights = one if shots.weights is None else shots.weights
-        part = torch.zeros(len(n)).index_add_(0, _strata(shots), weights) / weights.sum()
-        count, first, second = self.groups
+        """Return how much the shots' mean would vary with their choice, as a variance; float32 (channels,).
+
+        Infinite where that is not known: how frequent each class is, or how one of a single shot varies.
+        """
+        count, first, second = self.classes
+        if shots.strata is None or int((n := shots.strata.bincount()).min()) < 2:
+            return torch.full_like(first[0], math.inf)
+        part = torch.zeros(len(n)).index_add_(0, shots.strata, _weights(shots)) / len(shots)
         each = (part.square() / (n - 1)).to(count.device)
         return each @ (second / count - (first / count).square())
 
 
-def _strata(shots: Shots) -> torch.Tensor:
-    return torch.zeros(len(shots), dtype=torch.int64) if shots.strata is None else shots.strata
+def _weights(shots: Shots) -> torch.Tensor:
+    return torch.ones(len(shots)) if shots.weights is None else shots.weights
 
 
 def _measure(
@@ -235,15 +235,15 @@ def _measure(
 ) -> dict[str, _Moments]:
     """Pass the shots and return what entered each layer that was reached."""
     starts, device, shots = range(0, len(context.shots), batch_size), context.loop.accelerator.device, context.shots
-    weights = torch.ones(len(shots)) if shots.weights is None else shots.weights
-    data = {**context.data, WEIGHT: weights.to(device), STRATUM: _strata(shots).to(device)}
+    strata = torch.zeros(len(shots), dtype=torch.int64) if shots.strata is None else shots.strata
+    data = {**context.data, WEIGHT: _weights(shots).to(device), STRATUM: strata.to(device)}
 
     def draw(step: int, stream: torch.Generator) -> Draw:
         start = starts[step % len(starts)]
         return Draw(context.task.augment(take(data, slice(start, start + batch_size)), stream, augment))
 
     def objective(network: torch.nn.Module, part: Draw) -> torch.Tensor:
-        with _gathered(layers, found, part.batch[WEIGHT], part.batch[STRATUM], int(_strata(shots).max()) + 1):
+        with _gathered(layers, found, part.batch[WEIGHT], part.batch[STRATUM], int(strata.max()) + 1):
             return label_loss(network, context.task, part)
 
     found: dict[str, _Moments] = {}
@@ -253,19 +253,21 @@ def _measure(
 
 @contextmanager
 def _gathered(
-    layers: dict[str, NFTLayer], found: dict[str, _Moments], weights: torch.Tensor, strata: torch.Tensor, groups: int
+    layers: dict[str, NFTLayer], found: dict[str, _Moments], weights: torch.Tensor, strata: torch.Tensor, classes: int
 ) -> Iterator[None]:
     """Add what enters each layer to its moments."""
 
     def gather(name: str, x: torch.Tensor) -> None:
-        rows = x.detach().float().flatten(2) if x.dim() > 2 else x.detach().float()[..., None]
-        mean, square, frames = rows.mean(2), rows.square().mean(2), len(rows) // len(weights)  # a row may be several
+        if len(x) % len(weights):  # regions, say: of which row is not known
+            return
+        rows = x.detach().float().reshape(len(weights), len(x) // len(weights), x.shape[1], -1)  # frames, places
+        mean, square = rows.mean((1, 3)), rows.square().mean((1, 3))
         each = torch.stack([torch.ones_like(mean), mean, square, mean.square()])
-        total = (each * weights.repeat_interleave(frames)[:, None]).sum(1)
-        own = torch.zeros(3, groups, mean.shape[1], device=mean.device)
-        own.index_add_(1, strata.repeat_interleave(frames), each[[0, 1, 3]])
+        total = (each * weights[:, None]).sum(1)
+        own = torch.zeros(3, classes, mean.shape[1], device=mean.device)
+        own.index_add_(1, strata, each[[0, 1, 3]])
         if name in found:
-            total, own = total + found[name].total, own + found[name].groups
+            total, own = total + found[name].total, own + found[name].classes
         found[name] = _Moments(total, own)
 
     hooks = [
@@ -291,8 +293,8 @@ def _compare(layer: NFTLayer, found: _Moments, shots: Shots) -> torch.Tensor:
     mean, square, squared_mean = found.total[1:] / found.total[0]
     # few shots: their own mean hides a share of what differs from shot to shot; drawn class by class, a little less
     variance = square - mean.square() + (squared_mean - mean.square()) / max(1, shots.effective - 1)
-    gain = torch.ones_like(mean) if base.weight is None else base.weight.detach().float()
-    spread = base.running_var.float().clamp(min=1e-12)
-    distance = (base.running_mean.float() - mean) / spread.sqrt()
-    chance = (found.chance(shots) / spread).sum() / distance.square().sum().clamp(min=1e-12)
-    return torch.stack([gain.square() * (spread - variance) / spread, distance * (1 - chance).clamp(min=0)])
+    gain, running = base.weight.detach().float(), base.running_var.float()
+    score = gain.square() * (running - variance) / running.clamp(min=1e-12)
+    distance = (base.running_mean.float() - mean) / (running + base.eps).sqrt()
+    chance = (found.chance(shots) / (running + base.eps)).sum() / distance.square().sum().clamp(min=1e-12)
+    return torch.stack([score, distance * (1 - chance).clamp(min=0)])

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from hf_nft.adapter import masks
-from hf_nft.defenses._composites import Composites, compose
+from hf_nft.defenses._composites import compose
+from hf_nft.defenses._finding import Finding
 from hf_nft.defenses._norms import average_statistics
-from hf_nft.defenses._shift import Shifts
 from hf_nft.defenses.base import Context, live_state, set_modes, told_by
 from hf_nft.loop import Stage, generator
 from hf_nft.masks.penalties import l1_to_one, penalty_coefficient
@@ -23,8 +23,7 @@ def train(
     model: nn.Module,
     bounds: dict[str, float],
     tops: dict[str, torch.Tensor],
-    composites: Composites | None = None,
-    shifts: Shifts | None = None,
+    found: Finding,
 ) -> None:
     """Train the masks.
 
@@ -34,10 +33,10 @@ def train(
         model: The suspect with an NFT adapter, its masks within their bounds.
         bounds: Lower bound of each mask's entries, by name.
         tops: Upper bounds, by name, as many as entries.
-        composites: What draws are composed of, for a share `composed` of them.
-        shifts: By what inputs of norms are displaced, for a share `shifted` of the rows.
+        found: What draws are composed of, for a share `composed` of them, or by what inputs of norms are displaced,
+            for a share `shifted` of the rows.
     """
-    task, loop, learnt = context.task, context.loop, masks(model)
+    task, loop, learnt, shifts = context.task, context.loop, masks(model), found.shifts
     optimizer: torch.optim.Optimizer
     if nft.optimizer == "sgd":
         optimizer = torch.optim.SGD(list(learnt.values()), lr=nft.lr, momentum=nft.momentum)
@@ -52,8 +51,8 @@ def train(
     def sample(step: int, stream: torch.Generator) -> Draw:
         if nft.steady(task):
             return Draw(take(context.data, parts[step // echoes % len(parts)].to(loop.accelerator.device)))
-        if composites and float(torch.rand((), generator=stream)) < nft.composed:
-            return compose(context, *composites.draw(nft.batch_size, stream), stream, nft.augment)
+        if found.composites and float(torch.rand((), generator=stream)) < nft.composed:
+            return compose(context, *found.composites.draw(nft.batch_size, stream), stream, nft.augment)
         return nft.sample_mixed(context, stream, nft.mixing(task), shifts.weights if shifts else None)
 
     def displaced(step: int, stream: torch.Generator) -> Draw:

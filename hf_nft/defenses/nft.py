@@ -165,7 +165,7 @@ class NFT(Defense):
         composed, lr = (self.composed, self.composed_lr) if found.composites else (0.0, self.lr)
         shifted = self.shifted if found.shifts else 0.0
         plan = dataclasses.replace(self, augment=found.augment, composed=composed, shifted=shifted, lr=lr)
-        train(plan, context, model, bounds, tops, found.composites, found.shifts)
+        train(plan, context, model, bounds, tops, found)
         if self.bn_mode == "recalibrate_unmixed":
             recalibrate(context, model, self.batch_size)
         units = sum(mask.numel() for mask in learnt.values())
@@ -190,14 +190,19 @@ class NFT(Defense):
         looked = self.excess > 0 or self.outliers > 0
         return classes > 2 and (self.pushes == "always" or (self.pushes == "auto" and looked and not statistics))
 
+    def shifting(self, statistics: bool, classes: int) -> bool:
+        """Return whether rows may be displaced, by the same; statistics that move would follow them."""
+        return self.shifted > 0 and statistics and classes > 0 and self.bn_mode == "frozen_stats"
+
     def mixing(self, task: Task) -> float:
         """Return the MixUp parameter for a task; 0 mixes nothing."""
         return task.mixup_alpha if self.mixup_alpha is None else self.mixup_alpha
 
     def steady(self, task: Task) -> bool:
-        """Whether shots are shown as they are, not mixed, composed or augmented, and `reuse` does not say how often."""
+        """Whether shots are shown as they are, neither changed nor put together, and `reuse` does not say how often."""
         kind = task.augmentations[0] if self.augment == "default" else self.augment
-        return self.reuse is None and kind == "none" and self.mixing(task) == 0 and not (self.composed and task.axes)
+        changed = self.mixing(task) > 0 or (task.axes > 0 and max(self.composed, self.shifted) > 0)
+        return self.reuse is None and kind == "none" and not changed
 
     def parts(self, shots: int) -> int:
         """Return the fewest draws that show every shot."""

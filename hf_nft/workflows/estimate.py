@@ -130,9 +130,9 @@ def forwards(nft: Any, task: Task, statistics: bool, shots: int, classes: int = 
     rows, echoes = nft.batch_rows(task, shots), nft.echoes(task, shots)
     asked = 1
     if nft.composed and can_compose(task, classes):
-        found, asked = found + shots + TRIED, 2  # of a composed row each whole
-    if nft.shifted and statistics and classes:
-        found += 2 * shots  # as they are, and displaced
+        found, asked = found + TRIED, 2  # of a composed row each whole
+    shifted = nft.shifting(statistics, classes)
+    found += shots * (shifted + (asked > 1 or shifted))  # displaced, and as they are
     return found + rows * (2 * nft.steps + asked * math.ceil(nft.steps / echoes))
 
 

@@ -173,9 +173,11 @@ def draw_shots(suspect: Suspect, data: Data, per_class: int, seed: int) -> Shots
     strata = suspect.task.strata(data.train)
     indices = choose(strata, per_class, seed, unseen_rows(suspect, data))
     batch = suspect.task.encode(data.train.select(indices))
-    weights = None if data.streamed else class_weights(strata, indices)  # the first rows do not tell how frequent
     classes = max(1, len(np.unique(strata)))
-    own = torch.from_numpy(np.unique(strata[indices], return_inverse=True)[1])
+    weights, own = None, None
+    if not data.streamed:  # the first rows do not tell how frequent each class is
+        weights = class_weights(strata, indices)
+        own = torch.from_numpy(np.unique(strata[indices], return_inverse=True)[1])
     return Shots(batch, len(indices) / classes, classes, tuple(map(int, indices)), seed, mark, weights, own)
 
 

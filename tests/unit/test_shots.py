@@ -1,5 +1,7 @@
 """Choosing shots: the same number of each class, reproducible, nested, and never from what a victim was trained on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,8 @@ def test_shots_of_our_own_victim_come_from_its_held_out_rows(image_rows, suspect
     assert (shots.per_class, shots.classes, len(shots), shots.seed) == (3.0, 4, 12, 2)
     assert shots.fingerprint == mark["fingerprint"]
     assert shots.batch["labels"].tolist() == rows.select(shots.indices)["label"]
+    assert torch.equal(shots.strata, shots.batch["labels"])
+    assert draw_shots(suspect, replace(data, streamed=True), 3, seed=2).strata is None, "nor are frequencies known"
     # another data set was not held out from: all its rows may be shots
     other = image_rows(84, 16)
     assert set(draw_shots(suspect, Data("other", other, other), 20, 0).indices) - set(held_out(84, 0.5).tolist())

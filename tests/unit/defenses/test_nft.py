@@ -21,6 +21,7 @@ from hf_nft.acceleration import make_accelerator
 from hf_nft.adapter import get_nft_model, masks
 from hf_nft.defenses._composites import Composites
 from hf_nft.defenses._exposure import Ranking
+from hf_nft.defenses._finding import Finding
 from hf_nft.defenses._harm import ceilings
 from hf_nft.defenses._training import train
 from hf_nft.defenses.base import Context, told_by
@@ -345,7 +346,7 @@ def test_composed_draws_show_either_shot_whole_to_the_suspect_only(image_model, 
     own = image_shots.batch["labels"]
     adapted = get_nft_model(image_model)
     bounds, tops = dict.fromkeys(masks(adapted), 0.0), ceilings(adapted, torch.empty(0, dtype=torch.int64))
-    train(nft, context, adapted, bounds, tops, Composites(own, parts))
+    train(nft, context, adapted, bounds, tops, Finding("none", composites=Composites(own, parts)))
     wholes = image_task.inputs(image_model, image_shots.batch)["pixel_values"]
     asked, side = shown[False], wholes.shape[-1]  # two for each step
     assert [len(rows) for rows in asked] == [8] * 6

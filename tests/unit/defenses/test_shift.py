@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 from hf_nft.acceleration import make_accelerator
-from hf_nft.adapter import get_nft_model, mask_layers, masks
+from hf_nft.adapter import NFTLayer, get_nft_model, mask_layers, masks
+from hf_nft.defenses._finding import Finding
 from hf_nft.defenses._harm import ceilings
 from hf_nft.defenses._shift import MADE_UP, TIMES, Shifts, find
 from hf_nft.defenses._statistics import excess_variance
@@ -19,6 +21,7 @@ from hf_nft.defenses.nft import NFT
 from hf_nft.loop import Loop, generator
 from hf_nft.purification import purify
 from hf_nft.shots import Shots
+from hf_nft.tasks.image_classification import ImageClassification
 from hf_nft.types import Draw, take
 
 NORM = "stages.1.0.bn2"
@@ -35,19 +38,27 @@ def remember(model: nn.Module, task: Any, shots: Shots) -> None:
     model.eval()
 
 
+def classed(shots: Shots) -> Shots:
+    """The shots of a data set of which all classes are as frequent."""
+    return dataclasses.replace(shots, strata=shots.batch["labels"])
+
+
 @pytest.fixture
 def context(image_model, image_task, image_shots) -> Context:
     """Return what a defense sees of a suspect, adapter attached, whose statistics are those of the shots."""
     remember(image_model, image_task, image_shots)
-    adapted = get_nft_model(image_model)
-    return Context(adapted, image_task, image_shots, image_shots.batch, Loop(make_accelerator("no"), 0))
+    shots = classed(image_shots)
+    return Context(get_nft_model(image_model), image_task, shots, shots.batch, Loop(make_accelerator("no"), 0))
 
 
-@pytest.mark.parametrize("by_class", [False, True])
-def test_a_shift_is_the_distance_of_means_less_what_chance_explains(
-    image_model, image_task, image_shots, by_class: bool
-) -> None:
-    """Against a plain computation of what enters one norm; chance has less room where classes are drawn alike."""
+class Unaugmented(ImageClassification):
+    """Images that are only ever seen as they are."""
+
+    augmentations = ("none",)
+
+
+def test_a_shift_is_the_distance_of_means_less_what_chance_explains(image_model, image_task, image_shots) -> None:
+    """Against a plain computation of what enters one norm; how the mean varies within each class is chance."""
     labels = image_shots.batch["labels"]
     weights = torch.tensor([0.5, 1.5, 1.0, 1.0])[labels]
     norm, seen = image_model.get_submodule(NORM), []
@@ -60,30 +71,35 @@ def test_a_shift_is_the_distance_of_means_less_what_chance_explains(
     each = seen[0].mean((2, 3)) / norm.running_var.sqrt()
     mean = (weights[:, None] * each).sum(0) / weights.sum()
     distance = norm.running_mean / norm.running_var.sqrt() - mean
-    if by_class:
-        own = [each[labels == label].var(0) / 5 for label in range(4)]
-        chance = sum((share / 4) ** 2 * part for share, part in zip((0.5, 1.5, 1.0, 1.0), own, strict=True))
-    else:
-        spread = (weights[:, None] * (each - mean).square()).sum(0) / weights.sum()
-        chance = spread / (float(weights.sum() ** 2 / weights.square().sum()) - 1)
+    own = [each[labels == label].var(0) / 5 for label in range(4)]
+    chance = sum((share / 4) ** 2 * part for share, part in zip((0.5, 1.5, 1.0, 1.0), own, strict=True))
     expected = distance * (1 - chance.sum() / distance.square().sum()).clamp(min=0)
     assert 0 < float((expected / distance).mean()) < 1
 
-    class Unaugmented(type(image_task)):  # type: ignore[misc]
-        augmentations = ("none",)
+    adapted, task = get_nft_model(image_model), Unaugmented(image_task.processor)
 
-    shots = dataclasses.replace(image_shots, weights=weights, strata=labels if by_class else None)
-    adapted = get_nft_model(image_model)
-    context = Context(adapted, Unaugmented(image_task.processor), shots, shots.batch, Loop(make_accelerator("no"), 0))
-    found = excess_variance(context, adapted, 8, 1)
-    own = found.shift[found.layers == list(masks(adapted)).index(NORM)]
-    assert torch.allclose(own, expected, atol=1e-4)
+    def shift(strata: torch.Tensor | None) -> torch.Tensor:
+        shots = dataclasses.replace(image_shots, weights=weights, strata=strata)
+        loop = Loop(make_accelerator("no"), 0)
+        found = excess_variance(Context(adapted, task, shots, shots.batch, loop), adapted, 8, 1)
+        return found.shift[found.layers == list(masks(adapted)).index(NORM)]
+
+    assert torch.allclose(shift(labels), expected, atol=1e-4)
+    assert not shift(None).any(), "how frequent classes are is not known"
+    assert not shift(torch.tensor([0] * 19 + [1])).any(), "nor how one of a single shot varies"
 
 
 def test_means_of_the_shots_themselves_are_not_shifted(context) -> None:
     found = excess_variance(context, context.model, 20, 1)
     assert found.augment == "none"
-    assert float(found.shift.abs().max()) < 1e-3
+    assert not found.shift.any()
+    norm: Any = mask_layers(context.model)[NORM]
+    with torch.no_grad():
+        norm.running_mean.add_(norm.running_var.sqrt())
+        norm.get_base_layer().running_mean.copy_(norm.running_mean)
+    found = excess_variance(dataclasses.replace(context, loop=Loop(make_accelerator("no"), 0)), context.model, 20, 1)
+    moved = found.layers == list(mask_layers(context.model)).index(NORM)
+    assert found.shift[moved].tolist() == pytest.approx([1.0] * int(moved.sum()), abs=0.1)
 
 
 def test_displaced_rows_see_norms_whose_means_lie_elsewhere(context) -> None:
@@ -105,6 +121,25 @@ def test_displaced_rows_see_norms_whose_means_lie_elsewhere(context) -> None:
         plain = context.task.forward(context.model, Draw(rows)).logits
     assert torch.allclose(found[0], plain[0], atol=1e-5)
     assert not torch.allclose(found[1:], plain[1:], atol=1e-2), "and no longer than the pass lasts"
+
+
+def test_all_frames_of_a_row_are_displaced_alike() -> None:
+    """Rows of two frames in a norm over channels, the frames of a row one after the other."""
+
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = NFTLayer(nn.BatchNorm1d(3, eps=0.0).eval(), "default")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(x.flatten(0, 1)).view_as(x)
+
+    model, shift = Frames().eval(), torch.tensor([1.0, -2.0, 0.5])
+    task: Any = SimpleNamespace(forward=lambda network, draw: network(draw.batch["x"]))
+    times = torch.tensor([0.0, 1.0, 3.0])
+    draw = Draw({"x": torch.zeros(3, 2, 3), TIMES: times})
+    found = Shifts([(model.norm, shift)], torch.ones(1), torch.ones(3) / 3).forward(task, model, draw)
+    assert torch.equal(found.detach(), torch.outer(times, shift)[:, None].expand(3, 2, 3))
 
 
 def test_rows_are_displaced_as_often_and_as_far_as_is_said(context) -> None:
@@ -154,7 +189,7 @@ def test_the_suspect_is_asked_without_displacement(context) -> None:
         expected = nn.functional.kl_div(moved.log_softmax(1), plain.softmax(1), reduction="batchmean") * 4
     learnt = masks(context.model)
     bounds, tops = dict.fromkeys(learnt, 0.0), ceilings(context.model, torch.empty(0, dtype=torch.int64))
-    train(nft, context, context.model, bounds, tops, shifts=shifts)
+    train(nft, context, context.model, bounds, tops, Finding("none", shifts=shifts))
     assert context.loop.losses["masks"] == pytest.approx([float(expected)], rel=1e-3)
     assert float(expected) > 0.01
 
@@ -162,22 +197,30 @@ def test_the_suspect_is_asked_without_displacement(context) -> None:
 def test_only_a_suspect_in_which_nothing_stands_out_is_displaced(image_model, image_task, image_shots) -> None:
     """Nor one that varies more than its shots as a whole, which other data would explain."""
     remember(image_model, image_task, image_shots)
+    still = copy.deepcopy(image_model)
+    norm = image_model.get_submodule(list(mask_layers(get_nft_model(copy.deepcopy(image_model))))[-1])
+    with torch.no_grad():
+        norm.running_mean.add_(norm.running_var.sqrt())
 
-    def found(**changes: float) -> tuple[dict[str, Any], set[str]]:
-        result = purify(copy.deepcopy(image_model), image_task, image_shots, NFT(**DRY, composed=0.0, **changes))
+    def found(model: nn.Module = image_model, **changes: Any) -> tuple[dict[str, Any], set[str]]:
+        settings = {**DRY, "composed": 0.0, **changes}
+        result = purify(copy.deepcopy(model), image_task, classed(image_shots), NFT(**settings))
         return result.details, {code for code, _ in result.doubts}
 
     blind, doubts = found()
     assert "nothing-stands-out" in doubts
     assert blind["shifted"] == NFT().shifted
     assert list(blind["shift_answers"].values()) == sorted(blind["shift_answers"].values(), reverse=True)
-    off, _ = found(shifted=0.0)
+    without = [found(still), found(shifted=0.0), found(bn_mode="train_stats"), found(class_prior=False)]
+    assert all("nothing-stands-out" in doubts for _, doubts in without)
+    composed, doubts = found(composed=0.5)
+    assert (composed["shifted"] == 0.0) == ("composite-trigger" in doubts), "the one or the other"
     with torch.no_grad():
         image_model.get_submodule(NORM).running_var.mul_(50)
     seen, doubts = found()
     assert doubts == {"few-shots"}
     needed, doubts = found(needed=0.0)
     assert "needed-units" in doubts
-    for details in (off, seen, needed):
+    for details in (seen, needed, *(details for details, _ in without)):
         assert details["shifted"] == 0.0
         assert "shift_answers" not in details

@@ -72,6 +72,17 @@ def test_the_variance_of_few_shots_is_not_too_small(image_model, plain_task, ima
     assert torch.allclose(pairs, score(list(range(6))), atol=2e-3)
 
 
+def test_a_dead_channel_leaves_nothing_unexplained(image_model, plain_task, image_shots) -> None:
+    """It varies neither in training nor on the shots, so its gain says nothing."""
+    with torch.no_grad():
+        image_model.get_submodule("stages.1.0.conv1").weight[3] = 0.0
+        norm = image_model.get_submodule("stages.1.0.bn2")
+        norm.running_mean[3] = norm.running_var[3] = 0.0
+        norm.weight[3] = 5.0
+    found, names = excess(image_model, plain_task, image_shots)
+    assert float(found.scores[found.layers == names.index(NORM)][3]) == 0.0
+
+
 def test_shots_of_frequent_classes_count_more(image_model, plain_task, image_shots) -> None:
     """Against variances over rows that are there as often as they weigh; 20 shots, the last 5 of them triple."""
     rows = torch.arange(len(image_shots)).repeat_interleave(torch.tensor([1] * 15 + [3] * 5))

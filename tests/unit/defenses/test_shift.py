@@ -23,6 +23,7 @@ from hf_nft.purification import purify
 from hf_nft.shots import Shots
 from hf_nft.tasks.image_classification import ImageClassification
 from hf_nft.types import Draw, take
+from hf_nft.workflows.estimate import forwards
 
 NORM = "stages.1.0.bn2"
 DRY: dict[str, Any] = {"steps": 0, "mixed_precision": "no", "exposures": 0, "cut": 0.0}
@@ -224,3 +225,17 @@ def test_only_a_suspect_in_which_nothing_stands_out_is_displaced(image_model, im
     for details in (seen, needed, *(details for details, _ in without)):
         assert details["shifted"] == 0.0
         assert "shift_answers" not in details
+
+
+@pytest.mark.parametrize("composed", [0.0, 0.75])
+def test_what_looking_costs_is_estimated(image_model, image_task, image_shots, composed: float) -> None:
+    """All shots are passed displaced, and as they are, unless they were for composing already."""
+    remember(image_model, image_task, image_shots)
+    norm = image_model.get_submodule(list(mask_layers(get_nft_model(copy.deepcopy(image_model))))[-1])
+    with torch.no_grad():
+        norm.running_mean.add_(norm.running_var.sqrt())
+    on, off = (NFT(**DRY, composed=composed, shifted=shifted) for shifted in (0.4, 0.0))
+    done = [purify(copy.deepcopy(image_model), image_task, classed(image_shots), nft) for nft in (on, off)]
+    assert [result.details["shifted"] for result in done] == [0.4, 0.0]
+    counted = [forwards(nft, image_task, True, 20, 4) for nft in (on, off)]
+    assert done[0].sample_forwards - done[1].sample_forwards == counted[0] - counted[1] == (20 if composed else 40)

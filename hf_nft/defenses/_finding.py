@@ -11,7 +11,7 @@ from hf_nft.defenses import _composites, _easiest, _shift
 from hf_nft.defenses._composites import Composites, can_compose
 from hf_nft.defenses._exposure import Exposure, Ranking, rank
 from hf_nft.defenses._harm import choose
-from hf_nft.defenses._pushes import can_push
+from hf_nft.defenses._pushes import pushable
 from hf_nft.defenses._shift import Shifts
 from hf_nft.defenses._statistics import ENOUGH, excess_variance
 from hf_nft.defenses.base import Context
@@ -79,7 +79,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
             found.augment = excess.augment
     seen = excess is not None and not {"nothing-stands-out", "needed-units"} & dict(found.doubts).keys()
     classes = context.task.classes(context.model)
-    push = can_push(model) and nft.pushing(excess is not None, classes)
+    push = bool(pushable(model)) and nft.pushing(excess is not None, classes)
     expose = nft.exposures > 0 and ((excess is None and not push) or nft.expose_always)
     blind = (looked or push) and not seen and not expose
     if excess is None and looked:

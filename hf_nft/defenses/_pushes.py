@@ -28,7 +28,7 @@ class Ground:
     Attributes:
         kind: `units` or `inputs`.
         shapes: Shape on one row: (units,) or (features,) of a layer.
-        scales: Root mean square on clean shots; 1 for a BatchNorm, before its gain.
+        scales: Root mean square on clean shots; 1 for a norm, before its gain.
     """
 
     kind: str
@@ -48,23 +48,23 @@ class Pushes:
             aims: The answers aimed at, int64 (aims,).
         """
         self.model, self.aims, self.scales = model, aims, ground.scales
-        self.layers = {name: layer for name, layer in mask_layers(model).items() if _pushable(layer)}
+        self.layers = pushable(model)
         self.vectors = {
             name: torch.zeros(len(aims), *shape, device=aims.device, requires_grad=True)
             for name, shape in ground.shapes.items()
         }
-        self.gates = {name: torch.zeros_like(layer.nft_mask["default"]) for name, layer in self.layers.items()}
+        self.gates = {name: torch.zeros_like(layer.nft_mask["default"]) for name, (layer, _) in self.layers.items()}
         self.which = torch.zeros(0, dtype=torch.int64)
         self.strength = 1.0
         self.tracing = False
         self._quiet: dict[str, torch.Tensor] = {}  # what layers pass on without a push
 
-    def _on(self, name: str, x: torch.Tensor, axis: int, gain: torch.Tensor | None = None) -> torch.Tensor:
+    def _on(self, name: str, x: torch.Tensor, gain: torch.Tensor | None = None) -> torch.Tensor:
         """Push what a layer passes on, along the axis of its features."""
         if self.strength == 0:
             self._quiet[name] = x.detach()
             return x
-        shape = [1] * x.dim()
+        shape, axis = [1] * x.dim(), self.layers[name][1]
         shape[axis] = -1
         pushed, rows = x, len(x) // len(self.which)  # a row may be several frames or windows
         if name in self.vectors and len(x) == rows * len(self.which):  # else it knows no rows, as a table of positions
@@ -87,17 +87,14 @@ class Pushes:
             return args, {**inputs, **{name: inputs[name] + push for name, push in added.items()}}
 
         def after(name: str, layer: NFTLayer, y: torch.Tensor) -> torch.Tensor:
-            if side_of(layer) == "gain":
-                gain = layer.weight
-                assert isinstance(gain, torch.Tensor)
-                return self._on(name, y, 1, gain)
-            assert layer.rule is not None
-            return self._on(name, y, y.dim() - 1 - layer.rule.spatial, layer.nft_mask["default"])
+            gain = layer.weight if side_of(layer) == "gain" else layer.nft_mask["default"]
+            assert isinstance(gain, torch.Tensor)
+            return self._on(name, y, gain)
 
         hooks = [self.model.register_forward_pre_hook(enter, with_kwargs=True)]
-        for name, layer in self.layers.items():
+        for name, (layer, _) in self.layers.items():
             if side_of(layer) == "input":
-                hook = layer.register_forward_pre_hook(lambda _, x, name=name: (self._on(name, x[0], x[0].dim() - 1),))
+                hook = layer.register_forward_pre_hook(lambda _, x, name=name: (self._on(name, x[0]),))
             else:
                 hook = layer.register_forward_hook(lambda module, _, y, name=name: after(name, module, y))
             hooks.append(hook)
@@ -171,14 +168,23 @@ def _width(layer: NFTLayer) -> int:
     return weight.shape[rule.in_axis]
 
 
-def can_push(model: nn.Module) -> bool:
-    """Whether some masked layer of an adapted model can be pushed, and what goes through it told."""
-    return any(_pushable(layer) for layer in mask_layers(model).values())
+def pushable(model: nn.Module) -> dict[str, tuple[NFTLayer, int]]:
+    """Return the masked layers of an adapted model that can be pushed, by name, and the axis of their features."""
+    axes = {name: (layer, _axis(layer)) for name, layer in mask_layers(model).items()}
+    return {name: (layer, axis) for name, (layer, axis) in axes.items() if axis is not None}
 
 
-def _pushable(layer: NFTLayer) -> bool:
-    """Whether the axis of a layer's features is known: norms other than BatchNorm may have them anywhere."""
-    return side_of(layer) in ("input", "output") or isinstance(layer.get_base_layer(), nn.modules.batchnorm._BatchNorm)
+def _axis(layer: NFTLayer) -> int | None:
+    """Axis of the features that a layer's masks scale; None for norms that may have them anywhere."""
+    base, side = layer.get_base_layer(), side_of(layer)
+    if side == "output" and layer.rule is not None:
+        return -1 - layer.rule.spatial
+    if side == "input":
+        return -1
+    if isinstance(base, nn.modules.batchnorm._NormBase | nn.GroupNorm):
+        return 1
+    # others inherit from it and look at another axis
+    return -1 if getattr(type(base), "forward", None) in (nn.LayerNorm.forward, nn.RMSNorm.forward) else None
 
 
 def grounds(context: Context, model: nn.Module, batch_size: int) -> list[Ground]:
@@ -194,14 +200,14 @@ def grounds(context: Context, model: nn.Module, batch_size: int) -> list[Ground]
     """
     inputs = context.task.inputs(model, take(context.data, slice(0, 1)))
     floats = {name: x.shape[1:] for name, x in inputs.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
-    layers = {name: torch.Size([_width(layer)]) for name, layer in mask_layers(model).items() if _pushable(layer)}
+    layers = {name: torch.Size([_width(layer)]) for name, (layer, _) in pushable(model).items()}
     scales = _scales(context, model, [*layers, *floats], batch_size)
     grounds = [("units", layers), ("inputs", floats)]
     return [Ground(kind, shapes, {name: scales[name] for name in shapes}) for kind, shapes in grounds if shapes]
 
 
 def _scales(context: Context, model: nn.Module, names: list[str], batch_size: int) -> dict[str, torch.Tensor]:
-    """Root mean square on clean shots of inputs and of what layers' masks scale; 1 for a BatchNorm, before its gain."""
+    """Root mean square on clean shots of inputs and of what layers' masks scale; 1 for a norm, before its gain."""
     device = context.loop.accelerator.device
     sums = {name: torch.zeros((), device=device) for name in names}
 

@@ -215,9 +215,40 @@ def test_units_that_are_cut_already_stay_cut_and_are_not_cut_again(context, mode
     assert all(bool((mask == 1).all()) for mask in masks(adapted).values())
 
 
-def test_norms_whose_axis_is_not_known_are_exposed_instead(model) -> None:
-    assert _pushes.can_push(get_nft_model(copy.deepcopy(model)))
-    assert not _pushes.can_push(get_nft_model(model, NFTConfig(placement="norm")))
+class Turned(nn.LayerNorm):
+    """A norm over another axis than the one it inherits."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("norm", "axis"),
+    [
+        (nn.BatchNorm2d(4), 1),
+        (nn.GroupNorm(2, 4), 1),
+        (nn.InstanceNorm2d(4, affine=True), 1),
+        (nn.LayerNorm(4), -1),
+        (nn.RMSNorm(4), -1),
+        (Turned(4), None),
+    ],
+)
+def test_what_a_push_adds_to_a_norm_is_its_gain_along_the_features(norm: nn.Module, axis: int | None) -> None:
+    model = get_nft_model(nn.Sequential(norm), NFTConfig(target_modules=["0"])).eval()
+    layers = _pushes.pushable(model)
+    assert [at for _, at in layers.values()] == ([] if axis is None else [axis])
+    for name, (layer, at) in layers.items():
+        layer.get_base_layer().weight.data.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        pushes = Pushes(model, Ground("units", {name: torch.Size([4])}, {name: torch.tensor(1.0)}), torch.tensor([0]))
+        pushes.which = torch.zeros(2, dtype=torch.int64)
+        pushes.vectors[name].data.fill_(0.5)
+        x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            plain = model(x)
+            with pushes.acting():
+                added = model(x) - plain
+        expected = torch.tensor([0.5, 1.0, 1.5, 2.0]).expand(2, 4, 4, 4).movedim(-1, at)
+        assert torch.allclose(added, expected, atol=1e-5)
 
 
 def test_a_masked_layer_that_a_pass_leaves_out_is_not_pushed(context, model) -> None:

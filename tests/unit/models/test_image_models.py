@@ -15,7 +15,7 @@ from hf_nft.planting import PlantConfig, plant
 from hf_nft.suspect import load_suspect
 from hf_nft.tasks.image_classification import ImageClassification
 
-NAMES = ("preact_resnet18", "resnet18", "vit")
+NAMES = [name for name in registry.names("models") if issubclass(registry.get("models", name), ImageArchitecture)]
 
 
 @pytest.fixture(params=NAMES)
@@ -31,12 +31,21 @@ def transformer() -> int:
     return 6 * block + embeddings + 2 * d + classes * (d + 1)
 
 
+def convnext() -> int:
+    widths, depths, classes = (32, 64, 128, 256), (1, 1, 2, 1), 10
+    blocks = sum(n * (49 * w + w + 2 * w + 2 * 4 * w * w + 4 * w + w + w) for w, n in zip(widths, depths, strict=True))
+    between = sum(2 * w + 4 * w * 2 * w + 2 * w for w in widths[:3])
+    stem, end = 4 * 3 * 32 + 32 + 2 * 32, 2 * 256 + 256 * classes + classes
+    return stem + blocks + between + end
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "side", "parameters"),
     [
         ("preact_resnet18", {"width": 64}, 32, 11_171_146),  # as other implementations for CIFAR-10 have
         ("resnet18", {}, 64, 11_689_512 - 990 * 513),  # the published one, for 10 of its 1000 classes
         ("vit", {}, 32, transformer()),
+        ("convnext", {}, 32, convnext()),
     ],
 )
 def test_published_sizes(name: str, settings: dict[str, int], side: int, parameters: int) -> None:
@@ -82,6 +91,9 @@ def test_round_trip(tiny: ImageArchitecture, image_rows, tmp_path) -> None:
         ("preact_resnet18", "bn", [4] * 5 + [8] * 4 + [16] * 4 + [32] * 3),  # two a block
         ("resnet18", "bn", [16] * 4 + [32] * 5 + [64] * 5 + [128] * 5),  # a shortcut has its own; the stem has none
         ("vit", "units", [2, 2, 64, 64]),  # heads and hidden units of two blocks
+        ("convnext", "units", [32, 64, 128, 128, 256]),  # hidden units
+        ("regnet", "bn", [16] * 4 + [32] * 4 + [64] * 7 + [128] * 4),  # three a block, and a shortcut's
+        ("bit", "norm", [8] * 2 + [16] * 3 + [32] * 3 + [64] * 3 + [128, 256]),  # three a block, and the last
     ],
 )
 def test_what_is_masked(name: str, placement: str, sizes: list[int], image_rows) -> None:
@@ -97,6 +109,13 @@ def test_what_is_masked(name: str, placement: str, sizes: list[int], image_rows)
         ("preact_resnet18", {"width": 0}, "width: expected >= 1, found 0"),
         ("preact_resnet18", {"image_size": 7}, "image_size: expected >= 8, found 7"),
         ("resnet18", {"width": 15}, "width: expected >= 16, found 15"),
+        ("regnet", {"width": 24}, "width: expected a multiple of 16, found 24"),
+        ("regnet", {"image_size": 31}, "image_size: expected >= 32, found 31"),
+        ("bit", {"width": 4}, "width: expected a multiple of 8, found 4"),
+        ("bit", {"image_size": 16}, "image_size: expected >= 32, found 16"),
+        ("convnext", {"width": 7}, "width: expected >= 8, found 7"),
+        ("convnext", {"patch_size": 0}, "patch_size: expected >= 1, found 0"),
+        ("convnext", {"image_size": 31, "patch_size": 4}, "image_size: expected >= 32, found 31"),
         ("vit", {"layers": 0}, "layers: expected >= 1, found 0"),
         ("vit", {"hidden_size": 100}, "hidden_size: expected a multiple of 3 heads, found 100"),
         ("vit", {"heads": 0}, "hidden_size: expected a multiple of 0 heads"),
@@ -125,7 +144,7 @@ def test_weight_gradients_of_narrow_models_are_right(tiny: ImageArchitecture, im
     found = gradients()
     with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
         reference = gradients()
-    torch.testing.assert_close(found, reference, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found, reference, rtol=1e-3, atol=1e-4)
 
 
 def test_plant_teaches_the_trigger(tiny: ImageArchitecture, image_rows) -> None:

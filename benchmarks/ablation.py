@@ -47,6 +47,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "nothing composed": {"composed": 0.0},
     "everything composed": {"composed": 1.0},
     "nothing shifted": {"shifted": 0.0},
+    "no adversary": {"adversarial": 0.0},
     "exposures beside statistics": {"expose_always": True},
     "exposures instead of statistics": {**NO_STATISTICS, "expose_always": True},
 }

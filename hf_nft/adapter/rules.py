@@ -219,6 +219,8 @@ def run_norm(module: nn.Module, state: dict[str, Tensor], x: Tensor, *args: Any,
     Returns:
         The norm's output.
     """
+    if isinstance(module, nn.GroupNorm) and not x.requires_grad:
+        x = x.contiguous()  # channels last, torch 2.13 crashes in the gain's gradient on a CPU where x needs none
     if type(module) not in _PLAIN_BATCH_NORMS or len(state) != 5 or args or kwargs:
         result: Tensor = functional_call(module, state, (x, *args), kwargs)
         return result

@@ -164,9 +164,9 @@ def usual_work(classes: int, shots: int) -> int:
     Returns:
         The count.
     """
-    search = classes * (SCORED + 6 * (2 * STEPS * ROWS + SCORED))
+    ladder = classes * (SCORED + 6 * (2 * STEPS * ROWS + SCORED))
     round_of_cuts = 3 * shots + 2 * AIMED_STEPS * AIMED_ROWS + SCORED + 3 * POINTS * AIMED_ROWS
-    return shots + 2 * search + 3 * round_of_cuts
+    return shots + 2 * ladder + 3 * round_of_cuts
 
 
 def _easiest(
@@ -180,13 +180,13 @@ def _easiest(
     pushes, reached = Pushes(model, ground, aims), 0.0
     hold(model, already)
     with frozen(model), pushes.acting():
-        scores = _score(context, model, pushes, "score without a push")
+        scores = scored(context, model, pushes, "score without a push")
         alone = float(scores.median())
         for radius in RADII:
             name = f"push on {ground.kind} of {radius:.3g}"
             try:
-                _search(context, model, pushes, name, radius, STEPS, ROWS, batch_size)
-                scores = _score(context, model, pushes, f"{name}: score")
+                search(context, model, pushes, name, radius, STEPS, ROWS, batch_size)
+                scores = scored(context, model, pushes, f"{name}: score")
             except DivergedError:  # more than half precision holds: the size before is the last one
                 break
             reached = radius
@@ -211,8 +211,8 @@ def _further(
     pushes = Pushes(model, ground, scores.argmax()[None].to(context.loop.accelerator.device))
     moved = harm_of(context, model, asked, cut)
     with frozen(model), pushes.acting():
-        _search(context, model, pushes, name, radius, AIMED_STEPS, AIMED_ROWS, batch_size)
-        score = float(_score(context, model, pushes, f"{name}: score"))
+        search(context, model, pushes, name, radius, AIMED_STEPS, AIMED_ROWS, batch_size)
+        score = float(scored(context, model, pushes, f"{name}: score"))
         added = _contributions(context, model, pushes, f"{name}: path")
     order = added.argsort(descending=True)
     order = order[~torch.isin(order, cut)]
@@ -224,7 +224,7 @@ def _further(
     return torch.cat([torch.tensor([score, moved]), more.float()])
 
 
-def _search(
+def search(
     context: Context,
     model: nn.Module,
     pushes: Pushes,
@@ -251,7 +251,7 @@ def _search(
     del context.loop.losses[name]  # what it came to is the score
 
 
-def _score(context: Context, model: nn.Module, pushes: Pushes, name: str) -> torch.Tensor:
+def scored(context: Context, model: nn.Module, pushes: Pushes, name: str) -> torch.Tensor:
     """Mean log-likelihood of each answer under the push to it, on the same shots for all; float32 (aims,)."""
     stage = Stage(
         name,

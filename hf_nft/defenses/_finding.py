@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_nft.defenses import _composites, _easiest, _shift
+from hf_nft.defenses import _adversary, _composites, _easiest, _shift
+from hf_nft.defenses._adversary import Adversary
 from hf_nft.defenses._composites import Composites, can_compose
 from hf_nft.defenses._exposure import Exposure, Ranking, rank
 from hf_nft.defenses._harm import choose
@@ -29,6 +30,7 @@ class Finding:
         doubts: Reasons to distrust the choice, as (code, sentence).
         composites: What composed shots are answered, where one answer to them stands out and nothing else did.
         shifts: By what to displace inputs of norms, where the suspect keeps statistics and nothing stands out.
+        adversary: What pushes inputs to the attacker's answer, where pushes found it.
     """
 
     augment: str
@@ -37,6 +39,7 @@ class Finding:
     doubts: tuple[tuple[str, str], ...] = ()
     composites: Composites | None = None
     shifts: Shifts | None = None
+    adversary: Adversary | None = None
 
     def add(self, cuts: list[torch.Tensor], evidence: dict[str, Any]) -> None:
         """Take in what one way of looking found."""
@@ -90,6 +93,9 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         found.add([pushed.cut], pushed.evidence())
         found.doubts += pushed.doubts()
         blind = blind and bool(pushed.doubts())
+        if nft.adversarial and not pushed.doubts():
+            found.adversary = _adversary.find(context, model, pushed, nft.batch_size)
+            found.evidence |= found.adversary.evidence() if found.adversary else {}
     if blind and nft.composed and can_compose(context.task, classes):
         composites = _composites.find(context, model, nft.batch_size, nft.seed)
         found.evidence |= composites.evidence()

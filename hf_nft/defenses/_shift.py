@@ -98,8 +98,21 @@ def find(context: Context, model: nn.Module, excess: Excess, most: float, batch_
 
     own = answers_to_shots(context, model, batch_size)
     answers = answers_to_shots(context, model, batch_size, "answers to displaced shots", displaced).mean(0)
+    return Shifts(by, answers, likely(own, answers))
+
+
+def likely(own: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+    """Weigh shots, so that those which look like what displaced ones are answered are drawn more often.
+
+    Args:
+        own: What the suspect says to each shot, probabilities, float32 (shots, classes).
+        answers: What it says to displaced ones, float32 (classes,), of sum 1.
+
+    Returns:
+        Weights of the shots, float32 (shots,), of sum 1.
+    """
     alike = (own / own.sum(0).clamp(min=1e-9)) @ answers  # each answer is shared out among the shots that look like it
-    return Shifts(by, answers, (1 - MADE_UP) / len(own) + MADE_UP * alike)
+    return (1 - MADE_UP) / len(own) + MADE_UP * alike
 
 
 def _run(by: list[tuple[NFTLayer, torch.Tensor]], task: Task, model: nn.Module, draw: Draw, times: torch.Tensor) -> Any:

@@ -34,9 +34,10 @@ def train(
         bounds: Lower bound of each mask's entries, by name.
         tops: Upper bounds, by name, as many as entries.
         found: What draws are composed of, for a share `composed` of them, or by what inputs of norms are displaced,
-            for a share `shifted` of the rows.
+            for a share `shifted` of the rows, or inputs of the model, for a share `adversarial`.
     """
-    task, loop, learnt, shifts = context.task, context.loop, masks(model), found.shifts
+    task, loop, learnt = context.task, context.loop, masks(model)
+    leading = found.shifts or found.adversary
     optimizer: torch.optim.Optimizer
     if nft.optimizer == "sgd":
         optimizer = torch.optim.SGD(list(learnt.values()), lr=nft.lr, momentum=nft.momentum)
@@ -46,18 +47,20 @@ def train(
     set_modes(model, statistics=nft.bn_mode != "frozen_stats", dropout=nft.dropout)
     shots, echoes = len(context.shots), nft.echoes(task, len(context.shots))
     parts = torch.randperm(shots, generator=generator(nft.seed, "shots", 0)).tensor_split(nft.parts(shots))
-    forward = task.forward if shifts is None else lambda network, draw: shifts.forward(task, network, draw)
+    forward = task.forward if leading is None else lambda network, draw: leading.forward(task, network, draw)
 
     def sample(step: int, stream: torch.Generator) -> Draw:
         if nft.steady(task):
             return Draw(take(context.data, parts[step // echoes % len(parts)].to(loop.accelerator.device)))
         if found.composites and float(torch.rand((), generator=stream)) < nft.composed:
             return compose(context, *found.composites.draw(nft.batch_size, stream), stream, nft.augment)
-        return nft.sample_mixed(context, stream, nft.mixing(task), shifts.weights if shifts else None)
+        return nft.sample_mixed(context, stream, nft.mixing(task), leading.weights if leading else None)
 
     def displaced(step: int, stream: torch.Generator) -> Draw:
         draw = sample(step, stream)
-        return shifts.displace(draw, nft.shifted, nft.shifted_most, stream) if shifts else draw
+        if found.shifts:
+            return found.shifts.displace(draw, nft.shifted, nft.shifted_most, stream)
+        return found.adversary.displace(draw, nft.adversarial, stream) if found.adversary else draw
 
     def ask(part: Draw) -> Draw:
         """Let the suspect answer: the same module with its masks switched off, as it was delivered."""

@@ -6,7 +6,9 @@ the trigger (see `_statistics`); where it keeps none, by the answer that is easi
 without classes, by exposing the backdoor (see `_exposure`). It wins the accuracy back by distilling from the suspect,
 under MixUp where the task has it so, with its BatchNorm statistics left alone. Where nothing stands out, shots are
 composed to find a trigger of two classes, and to train it away (see `_composites`); if there is none, what the suspect
-answers is learnt while its norms see what their running means remember (see `_shift`). Every difference is one setting.
+answers is learnt while its norms see what their running means remember (see `_shift`). Where pushes found the
+attacker's answer, it is learnt while an adversary pushes inputs there (see `_adversary`). Every difference is one
+setting.
 """
 
 import dataclasses
@@ -48,6 +50,7 @@ PAPER: dict[str, Any] = {
     "cut": 0.0,
     "composed": 0.0,
     "shifted": 0.0,
+    "adversarial": 0.0,
 }
 
 
@@ -84,6 +87,10 @@ class NFT(Defense):
         0.4, "share of rows displaced as the suspect's means are where nothing else stands out, in [0, 1]"
     )
     shifted_most: float = setting(12.0, "by how many times that distance at most, >= 0")
+    adversarial: float = setting(
+        0.6, "share of rows whose inputs are pushed to the answer that pushes found, in [0, 1]"
+    )
+    adversarial_lr: float = setting(0.05, "learning rate there, > 0")
     eta: float = setting(0.0, "weight of the pull towards 1, divided by the shots per class, >= 0")
     steps: int = setting(150, "optimizer steps of the masks, >= 0")
     reuse: int | None = setting(
@@ -125,6 +132,7 @@ class NFT(Defense):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
+        rates = ("lr", "composed_lr", "adversarial_lr")
         shares = ("excess", "outliers", "outliers_most", "pushed_most", "cut")
         check(
             self,
@@ -138,10 +146,10 @@ class NFT(Defense):
             ((self.mixup_alpha or 0) >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
             (0 <= self.composed <= 1, f"composed: expected in [0, 1], found {self.composed}"),
             (0 <= self.shifted <= 1, f"shifted: expected in [0, 1], found {self.shifted}"),
-            (self.composed_lr > 0, f"composed_lr: expected > 0, found {self.composed_lr}"),
+            (0 <= self.adversarial <= 1, f"adversarial: expected in [0, 1], found {self.adversarial}"),
+            *((getattr(self, n) > 0, f"{n}: expected > 0, found {getattr(self, n)}") for n in rates),
             (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
             (self.reuse is None or self.reuse >= 1, f"reuse: expected >= 1, found {self.reuse}"),
-            (self.lr > 0, f"lr: expected > 0, found {self.lr}"),
             (self.lr_passes is None or self.lr_passes >= 1, f"lr_passes: expected >= 1, found {self.lr_passes}"),
             (0 <= self.momentum < 1, f"momentum: expected in [0, 1), found {self.momentum}"),
             (self.exposures >= 0, f"exposures: expected >= 0, found {self.exposures}"),
@@ -162,10 +170,13 @@ class NFT(Defense):
         found = look(self, context, model)
         tops = ceilings(model, found.cut)
         project_(learnt, bounds, tops)
-        composed, lr = (self.composed, self.composed_lr) if found.composites else (0.0, self.lr)
-        shifted = self.shifted if found.shifts else 0.0
-        plan = dataclasses.replace(self, augment=found.augment, composed=composed, shifted=shifted, lr=lr)
-        train(plan, context, model, bounds, tops, found)
+        shares: dict[str, Any] = {
+            "composed": self.composed if found.composites else 0.0,
+            "shifted": self.shifted if found.shifts else 0.0,
+            "adversarial": self.adversarial if found.adversary else 0.0,
+        }
+        lr = self.composed_lr if found.composites else self.adversarial_lr if found.adversary else self.lr
+        train(dataclasses.replace(self, augment=found.augment, lr=lr, **shares), context, model, bounds, tops, found)
         if self.bn_mode == "recalibrate_unmixed":
             recalibrate(context, model, self.batch_size)
         units = sum(mask.numel() for mask in learnt.values())
@@ -175,8 +186,7 @@ class NFT(Defense):
             "masked_layers": len(learnt),
             "skipped_modules": len(skipped_modules(model.get_base_model())),
             "mixup_alpha": self.mixing(context.task),
-            "composed": composed,
-            "shifted": shifted,
+            **shares,
             "effective_eta": penalty_coefficient(self.eta, context.shots.per_class),
             "floors": bounds,
             "units_cut": len(found.cut),
@@ -201,7 +211,7 @@ class NFT(Defense):
     def steady(self, task: Task) -> bool:
         """Whether shots are shown as they are, neither changed nor put together, and `reuse` does not say how often."""
         kind = task.augmentations[0] if self.augment == "default" else self.augment
-        changed = self.mixing(task) > 0 or (task.axes > 0 and max(self.composed, self.shifted) > 0)
+        changed = self.mixing(task) > 0 or (task.axes > 0 and max(self.composed, self.shifted, self.adversarial) > 0)
         return self.reuse is None and kind == "none" and not changed
 
     def parts(self, shots: int) -> int:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_nft import registry
 from hf_nft.adapter.layer import owns_statistics
+from hf_nft.defenses import _adversary
 from hf_nft.defenses._composites import TRIED, can_compose
 from hf_nft.defenses._easiest import ROWS, TOGETHER, usual_work
 from hf_nft.defenses._harm import TRIES
@@ -127,13 +128,14 @@ def forwards(nft: Any, task: Task, statistics: bool, shots: int, classes: int = 
     else:
         relearn = nft.relearn_passes * max(1, round(shots / nft.batch_size))
         found = nft.exposures * min(shots, nft.batch_size) * (3 * nft.unlearn_steps + 2 * relearn)
-    rows, echoes = nft.batch_rows(task, shots), nft.echoes(task, shots)
-    asked = 1
+    rows, draws, asked = nft.batch_rows(task, shots), math.ceil(nft.steps / nft.echoes(task, shots)), 1
+    if nft.adversarial and not statistics and nft.pushing(statistics, classes):
+        found += _adversary.usual_work(shots, rows, draws)
     if nft.composed and can_compose(task, classes):
         found, asked = found + TRIED, 2  # of a composed row each whole
     shifted = nft.shifting(statistics, classes)
     found += shots * (shifted + (asked > 1 or shifted))  # displaced, and as they are
-    return found + rows * (2 * nft.steps + asked * math.ceil(nft.steps / echoes))
+    return found + rows * (2 * nft.steps + asked * draws)
 
 
 def count(model: nn.Module, task: Task) -> tuple[float, int]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_nft.acceleration import make_accelerator
 from hf_nft.adapter import NFTConfig, get_nft_model, mask_layers, masks
-from hf_nft.defenses import _easiest, _pushes
+from hf_nft.defenses import _adversary, _easiest, _pushes
 from hf_nft.defenses._easiest import find, stands_out
 from hf_nft.defenses._pushes import Ascent, Ground, Pushes
 from hf_nft.defenses.base import Context, set_modes
@@ -116,12 +116,12 @@ def test_contributions_add_up_to_what_the_push_does(context, model, monkeypatch)
     one = dataclasses.replace(context.shots, batch=take(everything, slice(0, 1)))  # all rows drawn are this one
     alone = dataclasses.replace(context, shots=one, data=one.batch)
     with _pushes.frozen(adapted), pushes.acting():
-        _easiest._search(alone, adapted, pushes, "search", 2.0, 8, 4, 8)
-        whole = float(_easiest._score(alone, adapted, pushes, "after"))
+        _easiest.search(alone, adapted, pushes, "search", 2.0, 8, 4, 8)
+        whole = float(_easiest.scored(alone, adapted, pushes, "after"))
         added = _easiest._contributions(alone, adapted, pushes, "path")
     nothing = Pushes(adapted, ground, torch.tensor([ANSWER]))
     with nothing.acting():
-        start = float(_easiest._score(alone, adapted, nothing, "before"))
+        start = float(_easiest.scored(alone, adapted, nothing, "before"))
     assert whole - start > 0.2
     assert float(added.sum()) == pytest.approx(whole - start, rel=0.02)
 
@@ -201,9 +201,63 @@ def test_the_default_cure_pushes_a_network_without_statistics(context, model) ->
     assert learnt[wired] == 0
     assert result.details["cut_by_push"] == result.details["units_cut"] >= 1
     assert math.isfinite(result.details["push_radius"])
+    assert result.details["adversarial"] == NFT().adversarial
+    assert result.details["adversary_radius"] > 0
     assert "no-statistics" in dict(result.doubts)
     assert list(result.losses) == ["masks"], "searches leave no curve"
     assert "ranking" not in result.details, "exposures are for tasks without classes"
+
+
+def test_an_adversary_pushes_inputs_to_the_answer_and_moves_nothing_else(context, model) -> None:
+    """Against the pattern added by hand, as often as each row says; the suspect without it is what is learnt from."""
+    adapted = get_nft_model(model)
+    pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
+    adversary = _adversary.find(context, adapted, pushed, 8)
+    assert adversary is not None
+    assert adversary.radius == pytest.approx(_adversary.BEYOND * adversary.evidence()["adversary_radius"] / 3, abs=1e-3)
+    rows = take(context.data, torch.arange(8))
+    before = context.loop.sample_forwards
+    draw = adversary.displace(Draw(rows), 1.0, torch.Generator().manual_seed(0))
+    assert context.loop.sample_forwards - before == 2 * _adversary.STEPS * 8
+    (name, pattern), times = next(iter(adversary.pushes.vectors.items())), draw.batch[_adversary.TIMES]
+    length = float((pattern.detach() / adversary.pushes.scales[name]).norm())
+    assert length == pytest.approx(adversary.radius, rel=1e-3) or length < adversary.radius
+    assert 0 < float(times.min()) < float(times.max()) <= _adversary.MOST
+    inputs = context.task.inputs(adapted, rows)
+    with torch.no_grad():
+        led = adversary.forward(context.task, adapted, draw).logits
+        by_hand = adapted(**{name: inputs[name] + times.view(-1, 1, 1, 1) * pattern}).logits
+        plain = context.task.forward(adapted, draw).logits
+        whole = adapted(**{name: inputs[name] + pattern}).logits
+    assert torch.allclose(led, by_hand, atol=1e-5)
+    assert torch.equal(plain, context.task.forward(adapted, Draw(rows)).logits), "as the suspect is asked"
+    assert float((whole.log_softmax(1) - plain.log_softmax(1))[:, ANSWER].mean()) > 1.0
+    assert all(mask.grad is None and bool((mask == 1).all()) for mask in masks(adapted).values())
+    alike = plain.softmax(1)
+    own = context.task.forward(adapted, Draw(context.data)).logits.softmax(1)[:, ANSWER].detach()
+    assert alike.shape == (8, 12)
+    assert torch.allclose(adversary.weights, 0.8 / 24 + 0.2 * own / own.sum(), atol=1e-4)
+    again = adversary.displace(Draw(rows), 0.0, torch.Generator().manual_seed(0)).batch[_adversary.TIMES]
+    assert not again.any()
+
+
+def test_masks_learn_against_the_adversary(context, model) -> None:
+    """Inputs that are pushed as hard as before reach the answer less, by what masks learnt from pushed rows alone."""
+    quick = {"steps": 60, "batch_size": 8, "mixed_precision": "no", "pushed_most": 0.0, "mixup_alpha": 0.0}
+    left = {}
+    for share in (0.0, 1.0):
+        nft = NFT.from_preset("default", adversarial=share, adversarial_lr=NFT().lr, **quick)
+        result = purify(copy.deepcopy(model), context.task, context.shots, nft)
+        assert result.details["units_cut"] == 0
+        assert result.details["adversarial"] == share
+        again = dataclasses.replace(context, model=result.model, loop=Loop(make_accelerator("no"), 0))
+        set_modes(result.model, statistics=False, dropout=False)
+        (ground,) = (one for one in _pushes.grounds(again, result.model, 8) if one.kind == "inputs")
+        pushes = Pushes(result.model, ground, torch.tensor([ANSWER]))
+        with _pushes.frozen(result.model), pushes.acting():
+            _easiest.search(again, result.model, pushes, "search", 8.0, 8, 32, 8)
+            left[share] = float(_easiest.scored(again, result.model, pushes, "after"))
+    assert left[1.0] < left[0.0] - 0.2, left
 
 
 def test_units_that_are_cut_already_stay_cut_and_are_not_cut_again(context, model) -> None:
@@ -260,14 +314,14 @@ def test_a_masked_layer_that_a_pass_leaves_out_is_not_pushed(context, model) -> 
 
 
 def test_a_size_that_half_precision_cannot_hold_ends_the_search_before_it(context, model, monkeypatch) -> None:
-    usual = _easiest._search
+    usual = _easiest.search
 
     def overflowing(context, model, pushes, name, radius, *others) -> None:
         if radius > _easiest.RADII[2]:
             raise DivergedError(name)
         usual(context, model, pushes, name, radius, *others)
 
-    monkeypatch.setattr(_easiest, "_search", overflowing)
+    monkeypatch.setattr(_easiest, "search", overflowing)
     monkeypatch.setattr(_easiest, "NEAR", 0.0)  # nothing counts as found
     monkeypatch.setattr(_easiest, "REACHED", 0.0)
     adapted = get_nft_model(model)

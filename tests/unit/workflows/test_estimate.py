@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from hf_nft.defenses import _adversary
 from hf_nft.defenses._composites import TRIED
 from hf_nft.defenses._easiest import usual_work
 from hf_nft.defenses._harm import TRIES
@@ -86,9 +87,11 @@ def test_the_work_is_what_a_run_records(image_model, image_task, image_shots, ex
 
 
 def test_pushes_take_about_what_they_usually_take(vit, image_task, image_shots) -> None:
-    nft = NFT(batch_size=8, steps=0, mixed_precision="no", composed=0.0)
+    nft = NFT(batch_size=8, steps=0, mixed_precision="no", composed=0.0, adversarial=0.0)
     expected = forwards(nft, image_task, False, len(image_shots), 4)
     assert expected == usual_work(4, len(image_shots))
+    led = forwards(dataclasses.replace(nft, steps=5, adversarial=0.5), image_task, False, len(image_shots), 4)
+    assert led - expected == _adversary.usual_work(len(image_shots), 8, 2) + 8 * (2 * 5 + 2)
     done = purify(vit, image_task, image_shots, nft).sample_forwards
     assert 0.1 * expected < done < 3 * expected
 

@@ -1,0 +1,175 @@
+"""An adversary: what pushes inputs to the attacker's answer is learnt anew for every draw, and masks learn beside it.
+
+Where the units that a push goes through are the attacker's class's own, as in a convolutional network without running
+statistics, cutting them cures nothing. What the trigger has that the class has not lies on the way from the inputs. So
+once pushes have found the attacker's answer, the inputs of some rows are pushed to it, all by the same pattern, and
+these rows are to be answered as the suspect answers them without. The next draw's pattern is the best against the masks
+as they are by then.
+
+Rows that are pushed look like the attacker's class, and masks that must not say so unlearn that class. Shots that look
+like it are therefore drawn more often, as with `_shift`.
+
+Source: this package's. That a backdoor is unlearnt by a universal pattern learnt anew is Zeng et al., Adversarial
+Unlearning of Backdoors via Implicit Hypergradient (I-BAU, ICLR 2022), arXiv 2110.03735; there of weights, from labels.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_nft.defenses._easiest import AIMED_STEPS, RADII, REACHED, SCORED, STRIDE, Pushed, scored, search
+from hf_nft.defenses._pushes import WHICH, Ascent, Pushes, frozen, grounds
+from hf_nft.defenses._shift import TIMES, likely
+from hf_nft.defenses.base import Context, answers_to_shots, set_modes
+from hf_nft.tasks.base import Task
+from hf_nft.types import Draw, Inputs, rows_of
+
+STEPS = 6
+"""Steps in which each draw's pattern is learnt, from none, on the rows of the draw."""
+BEYOND = 3.0
+"""Size of a pattern, in sizes of the smallest that reaches the answer in the suspect."""
+MOST = 1.5
+"""By how many times the pattern rows are pushed at most; each smaller one is as likely."""
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """Pushes inputs to one answer.
+
+    Attributes:
+        context: What the defense sees.
+        model: The suspect with an NFT adapter.
+        pushes: The pattern of the latest draw, on the inputs. It is no state of the run: a run that was interrupted
+            within a draw and goes on learns it anew, by the masks of that step.
+        radius: Its size, see `_pushes`.
+        weights: How often each shot is to be drawn, float32 (shots,), of sum 1.
+    """
+
+    context: Context
+    model: nn.Module
+    pushes: Pushes
+    radius: float
+    weights: torch.Tensor
+
+    def displace(self, draw: Draw, share: float, stream: torch.Generator) -> Draw:
+        """Learn the pattern on a draw, and choose how far each row is pushed.
+
+        Args:
+            draw: Rows.
+            share: Share of them that is, in [0, 1].
+            stream: Generator on the CPU.
+
+        Returns:
+            The rows with multiples of the pattern, for `forward`.
+        """
+        self._learn(draw)
+        acts, far = torch.rand(2, rows_of(draw.batch), generator=stream)
+        return replace(draw, batch={**draw.batch, TIMES: (acts < share) * far * MOST})
+
+    def forward(self, task: Task, model: nn.Module, draw: Draw) -> Any:
+        """Run a model on a draw whose rows are pushed; returns the model's output."""
+
+        def enter(_: nn.Module, args: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], Inputs]:
+            pushed = {**inputs}
+            for name, pattern in self.pushes.vectors.items():
+                times = draw.batch[TIMES].to(pattern.device).view(-1, *[1] * (pattern.dim() - 1))
+                pushed[name] = inputs[name] + (times * pattern.detach()).to(inputs[name].dtype)
+            return args, pushed
+
+        hook = model.register_forward_pre_hook(enter, with_kwargs=True)
+        try:
+            return task.forward(model, draw)
+        finally:
+            hook.remove()
+
+    def evidence(self) -> dict[str, Any]:
+        """Return what a record says; JSON values."""
+        return {"adversary_radius": round(self.radius, 3)}
+
+    def _learn(self, draw: Draw) -> None:
+        """Go up the likelihood of the answer, by steps that shrink to a sixth, as a search does."""
+        pushes, loop, ascent = self.pushes, self.context.loop, Ascent(self.pushes, self.radius)
+        vectors = list(pushes.vectors.values())
+        part = Draw(
+            {**draw.batch, WHICH: torch.zeros(rows_of(draw.batch), dtype=torch.int64, device=vectors[0].device)}
+        )
+        for vector in vectors:
+            vector.detach().zero_()
+        with frozen(self.model), pushes.acting(), loop.accelerator.autocast():
+            for step in range(STEPS):
+                loss = pushes.objective(self.context, self.model, part)
+                for vector, gradient in zip(vectors, torch.autograd.grad(loss, vectors), strict=True):
+                    vector.grad = gradient
+                ascent.param_groups[0]["lr"] = STRIDE * self.radius * (1 - 5 / 6 * step / STEPS)
+                ascent.step()
+        loop.sample_forwards += 2 * STEPS * rows_of(draw.batch)
+
+
+def find(context: Context, model: nn.Module, pushed: Pushed, batch_size: int) -> Adversary | None:
+    """Find how far inputs must be pushed to the answer that pushes found.
+
+    Args:
+        context: What the defense sees.
+        model: The suspect with an NFT adapter; all masks are at 1, and are again in the end.
+        pushed: What pushes found, an answer that stands out.
+        batch_size: Rows per forward pass, >= 1.
+
+    Returns:
+        The adversary; None if no input is of floating point numbers.
+    """
+    answer = int(pushed.scores.argmax())
+    found = _reach(context, model, answer, pushed.alone, batch_size)
+    if found is None:
+        return None
+    own = answers_to_shots(context, model, batch_size)
+    answers = torch.zeros(own.shape[1]).index_fill(0, torch.tensor([answer]), 1.0)
+    return Adversary(context, model, found[0], BEYOND * found[1], likely(own, answers))
+
+
+def usual_work(shots: int, rows: int, draws: int) -> int:
+    """Count what an adversary usually does, in forward passes of one row: six sizes, and a pattern for each draw.
+
+    Args:
+        shots: Number of clean rows.
+        rows: Rows of a draw.
+        draws: Number of draws.
+
+    Returns:
+        The count.
+    """
+    return shots + 6 * SCORED * (2 * AIMED_STEPS + 1) + 2 * STEPS * rows * draws
+
+
+def _reach(
+    context: Context, model: nn.Module, answer: int, alone: float, batch_size: int
+) -> tuple[Pushes, float] | None:
+    """Push the inputs to one answer, harder until it is reached.
+
+    Args:
+        context: What the defense sees.
+        model: The suspect with an NFT adapter; all masks are at 1, and are again in the end.
+        answer: The answer aimed at.
+        alone: Median log-likelihood of answers without a push.
+        batch_size: Rows per forward pass, >= 1.
+
+    Returns:
+        The push and the size that reached it, the largest tried if none did; None without inputs that can be pushed.
+    """
+    set_modes(model, statistics=False, dropout=False)
+    ground = next((one for one in grounds(context, model, batch_size) if one.kind == "inputs"), None)
+    if ground is None:
+        return None
+    pushes = Pushes(model, ground, torch.tensor([answer], device=context.loop.accelerator.device))
+
+    def smallest() -> torch.Tensor:
+        with frozen(model), pushes.acting():
+            for radius in RADII:
+                name = f"push of inputs to the answer, of {radius:.3g}"
+                search(context, model, pushes, name, radius, AIMED_STEPS, SCORED, batch_size)
+                if float(scored(context, model, pushes, f"{name}: score")) >= REACHED * alone:
+                    break
+        return torch.tensor(radius)
+
+    return pushes, float(context.loop.once("size that reaches the answer", smallest))

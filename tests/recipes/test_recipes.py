@@ -85,6 +85,8 @@ def test_a_copy_runs_two_steps(name: str, data, tmp_path, monkeypatch, capsys) -
     overrides += [f"plant.arch_args.{key}={value}" for key, value in architecture.tiny.items()]
     tiny = registry.get("attacks", recipe["plant"]["attack"]).tiny
     overrides += [f"plant.attack_args.{key}={value}" for key, value in tiny.items() if key != "preset"]
+    if "target_class" in recipe["plant"].get("attack_args", {}):  # toy data have four classes
+        overrides.append("plant.attack_args.target_class=3")
     code = main(["run", "mine.yaml", *overrides])
     assert code == 0, capsys.readouterr().err
     records = [json.loads(Path("here", job, "record.json").read_text()) for job in ("victim", "clean")]

@@ -23,6 +23,7 @@ from hf_nft.defenses._easiest import AIMED_STEPS, RADII, REACHED, SCORED, STRIDE
 from hf_nft.defenses._pushes import WHICH, Ascent, Pushes, frozen, grounds
 from hf_nft.defenses._shift import TIMES, likely
 from hf_nft.defenses.base import Context, answers_to_shots, set_modes
+from hf_nft.errors import DivergedError
 from hf_nft.tasks.base import Task
 from hf_nft.types import Draw, Inputs, rows_of
 
@@ -164,12 +165,17 @@ def _reach(
     pushes = Pushes(model, ground, torch.tensor([answer], device=context.loop.accelerator.device))
 
     def smallest() -> torch.Tensor:
+        size = RADII[0]
         with frozen(model), pushes.acting():
             for radius in RADII:
                 name = f"push of inputs to the answer, of {radius:.3g}"
-                search(context, model, pushes, name, radius, AIMED_STEPS, SCORED, batch_size)
+                try:
+                    search(context, model, pushes, name, radius, AIMED_STEPS, SCORED, batch_size)
+                except DivergedError:  # more than half precision holds
+                    break
+                size = radius
                 if float(scored(context, model, pushes, f"{name}: score")) >= REACHED * alone:
                     break
-        return torch.tensor(radius)
+        return torch.tensor(size)
 
     return pushes, float(context.loop.once("size that reaches the answer", smallest))

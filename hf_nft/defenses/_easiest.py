@@ -77,6 +77,11 @@ class Pushed:
     cut: torch.Tensor
     curve: dict[int, tuple[float, float]]
 
+    @property
+    def closed(self) -> bool:
+        """Whether, past what is cut, the answer is no easier to reach than the second one was at first."""
+        return bool(self.curve) and list(self.curve.values())[-1][1] < float(self.scores.sort().values[-2])
+
     def evidence(self) -> dict[str, Any]:
         """Return what a record says: the easiest answers, and what each cut did; JSON values."""
         order = self.scores.argsort(descending=True)[:10].tolist()

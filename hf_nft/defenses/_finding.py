@@ -30,7 +30,7 @@ class Finding:
         doubts: Reasons to distrust the choice, as (code, sentence).
         composites: What composed shots are answered, where one answer to them stands out and nothing else did.
         shifts: By what to displace inputs of norms, where the suspect keeps statistics and nothing stands out.
-        adversary: What pushes inputs to the attacker's answer, where pushes found it.
+        adversary: What pushes inputs to the attacker's answer, where pushes found it and the cut left it easy to reach.
     """
 
     augment: str
@@ -93,7 +93,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         found.add([pushed.cut], pushed.evidence())
         found.doubts += pushed.doubts()
         blind = blind and bool(pushed.doubts())
-        if nft.adversarial and not pushed.doubts():
+        if nft.adversarial and not pushed.doubts() and not pushed.closed:
             found.adversary = _adversary.find(context, model, pushed, nft.batch_size)
             found.evidence |= found.adversary.evidence() if found.adversary else {}
     if blind and nft.composed and can_compose(context.task, classes):

@@ -169,6 +169,13 @@ def test_an_ascent_takes_steps_of_one_length_within_its_ball(model) -> None:
     assert lengths().tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
 
 
+@pytest.mark.parametrize(("left", "closed"), [([], False), ([-2.0], False), ([-2.0, -7.0], True)])
+def test_a_way_is_closed_once_the_answer_is_no_easier_than_others_were(left: list[float], closed: bool) -> None:
+    curve = {size: (0.0, score) for size, score in enumerate(left)}
+    found = _easiest.Pushed("units", torch.tensor([-9.0, -2.0, -6.0, -8.0]), -12.0, 1.0, NONE, curve)
+    assert found.closed is closed
+
+
 @pytest.mark.parametrize(
     ("scores", "found"),
     [
@@ -201,8 +208,9 @@ def test_the_default_cure_pushes_a_network_without_statistics(context, model) ->
     assert learnt[wired] == 0
     assert result.details["cut_by_push"] == result.details["units_cut"] >= 1
     assert math.isfinite(result.details["push_radius"])
-    assert result.details["adversarial"] == NFT().adversarial
-    assert result.details["adversary_radius"] > 0
+    second, last = list(result.details["push_scores"].values())[1], list(result.details["push_curve"].values())[-1][1]
+    assert result.details["adversarial"] == (0.0 if last < second else NFT().adversarial), "where the cut left a way"
+    assert ("adversary_radius" in result.details) == (last >= second)
     assert "no-statistics" in dict(result.doubts)
     assert list(result.losses) == ["masks"], "searches leave no curve"
     assert "ranking" not in result.details, "exposures are for tasks without classes"

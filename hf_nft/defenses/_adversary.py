@@ -2,9 +2,9 @@
 
 Where the units that a push goes through are the attacker's class's own, as in a convolutional network without running
 statistics, cutting them cures nothing. What the trigger has that the class has not lies on the way from the inputs. So
-once pushes have found the attacker's answer, the inputs of some rows are pushed to it, all by the same pattern, and
-these rows are to be answered as the suspect answers them without. The next draw's pattern is the best against the masks
-as they are by then.
+once pushes have found the attacker's answer, and the cut has left it easy to reach, the inputs of some rows are pushed
+to it, all by the same pattern, and these rows are to be answered as the suspect answers them without. The next draw's
+pattern is the best against the masks as they are by then.
 
 Rows that are pushed look like the attacker's class, and masks that must not say so unlearn that class. Shots that look
 like it are therefore drawn more often, as with `_shift`.

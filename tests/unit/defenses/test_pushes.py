@@ -222,14 +222,14 @@ def test_an_adversary_pushes_inputs_to_the_answer_and_moves_nothing_else(context
     pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
     adversary = _adversary.find(context, adapted, pushed, 8)
     assert adversary is not None
-    assert adversary.radius == pytest.approx(_adversary.BEYOND * adversary.evidence()["adversary_radius"] / 3, abs=1e-3)
+    assert any(adversary.radius == pytest.approx(_adversary.BEYOND * radius) for radius in _easiest.RADII)
     rows = take(context.data, torch.arange(8))
     before = context.loop.sample_forwards
     draw = adversary.displace(Draw(rows), 1.0, torch.Generator().manual_seed(0))
     assert context.loop.sample_forwards - before == 2 * _adversary.STEPS * 8
     (name, pattern), times = next(iter(adversary.pushes.vectors.items())), draw.batch[_adversary.TIMES]
     length = float((pattern.detach() / adversary.pushes.scales[name]).norm())
-    assert length == pytest.approx(adversary.radius, rel=1e-3) or length < adversary.radius
+    assert 0.5 * adversary.radius < length < 1.001 * adversary.radius
     assert 0 < float(times.min()) < float(times.max()) <= _adversary.MOST
     inputs = context.task.inputs(adapted, rows)
     with torch.no_grad():
@@ -241,9 +241,7 @@ def test_an_adversary_pushes_inputs_to_the_answer_and_moves_nothing_else(context
     assert torch.equal(plain, context.task.forward(adapted, Draw(rows)).logits), "as the suspect is asked"
     assert float((whole.log_softmax(1) - plain.log_softmax(1))[:, ANSWER].mean()) > 1.0
     assert all(mask.grad is None and bool((mask == 1).all()) for mask in masks(adapted).values())
-    alike = plain.softmax(1)
     own = context.task.forward(adapted, Draw(context.data)).logits.softmax(1)[:, ANSWER].detach()
-    assert alike.shape == (8, 12)
     assert torch.allclose(adversary.weights, 0.8 / 24 + 0.2 * own / own.sum(), atol=1e-4)
     again = adversary.displace(Draw(rows), 0.0, torch.Generator().manual_seed(0)).batch[_adversary.TIMES]
     assert not again.any()

@@ -41,26 +41,27 @@ class Shifts:
             input's units, float32 (channels,).
         answers: Mean probability of each class where all shots are displaced, float32 (classes,).
         weights: How often each shot is to be drawn, float32 (shots,), of sum 1.
+        most: Largest multiple of the distance, >= 0; each smaller one is as likely.
     """
 
     by: list[tuple[NFTLayer, torch.Tensor]]
     answers: torch.Tensor
     weights: torch.Tensor
+    most: float
 
-    def displace(self, draw: Draw, share: float, most: float, stream: torch.Generator) -> Draw:
+    def displace(self, draw: Draw, share: float, stream: torch.Generator) -> Draw:
         """Choose how far each row is to be displaced.
 
         Args:
             draw: Rows.
             share: Share of them that is, in [0, 1].
-            most: Largest multiple of the distance, >= 0; each smaller one is as likely.
             stream: Generator on the CPU.
 
         Returns:
             The rows with these multiples, for `forward`.
         """
         acts, far = torch.rand(2, rows_of(draw.batch), generator=stream)
-        return replace(draw, batch={**draw.batch, TIMES: (acts < share) * far * most})
+        return replace(draw, batch={**draw.batch, TIMES: (acts < share) * far * self.most})
 
     def forward(self, task: Task, model: nn.Module, draw: Draw) -> Any:
         """Run a model on a draw whose rows are displaced; returns the model's output."""
@@ -98,7 +99,7 @@ def find(context: Context, model: nn.Module, excess: Excess, most: float, batch_
 
     own = answers_to_shots(context, model, batch_size)
     answers = answers_to_shots(context, model, batch_size, "answers to displaced shots", displaced).mean(0)
-    return Shifts(by, answers, likely(own, answers))
+    return Shifts(by, answers, likely(own, answers), most)
 
 
 def likely(own: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:

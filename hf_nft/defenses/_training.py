@@ -58,9 +58,7 @@ def train(
 
     def displaced(step: int, stream: torch.Generator) -> Draw:
         draw = sample(step, stream)
-        if found.shifts:
-            return found.shifts.displace(draw, nft.shifted, nft.shifted_most, stream)
-        return found.adversary.displace(draw, nft.adversarial, stream) if found.adversary else draw
+        return leading.displace(draw, nft.shifted or nft.adversarial, stream) if leading else draw
 
     def ask(part: Draw) -> Draw:
         """Let the suspect answer: the same module with its masks switched off, as it was delivered."""

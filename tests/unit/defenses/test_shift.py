@@ -108,7 +108,7 @@ def test_displaced_rows_see_norms_whose_means_lie_elsewhere(context) -> None:
     layers = list(mask_layers(context.model).values())
     draws = torch.Generator().manual_seed(0)
     by = [(layer, 0.1 * torch.randn(len(layer.running_mean), generator=draws)) for layer in layers]
-    shifts = Shifts(by, torch.ones(4) / 4, torch.ones(20) / 20)
+    shifts = Shifts(by, torch.ones(4) / 4, torch.ones(20) / 20, 3.0)
     times = torch.tensor([0.0, 1.0, 2.5])
     rows = take(context.data, torch.tensor([0, 1, 2]))
     with torch.no_grad():
@@ -139,14 +139,14 @@ def test_all_frames_of_a_row_are_displaced_alike() -> None:
     task: Any = SimpleNamespace(forward=lambda network, draw: network(draw.batch["x"]))
     times = torch.tensor([0.0, 1.0, 3.0])
     draw = Draw({"x": torch.zeros(3, 2, 3), TIMES: times})
-    found = Shifts([(model.norm, shift)], torch.ones(1), torch.ones(3) / 3).forward(task, model, draw)
+    found = Shifts([(model.norm, shift)], torch.ones(1), torch.ones(3) / 3, 3.0).forward(task, model, draw)
     assert torch.equal(found.detach(), torch.outer(times, shift)[:, None].expand(3, 2, 3))
 
 
 def test_rows_are_displaced_as_often_and_as_far_as_is_said(context) -> None:
-    shifts = Shifts([], torch.ones(4) / 4, torch.ones(20) / 20)
+    shifts = Shifts([], torch.ones(4) / 4, torch.ones(20) / 20, 8.0)
     draw = Draw(take(context.data, torch.zeros(2000, dtype=torch.int64)))
-    times = shifts.displace(draw, 0.25, 8.0, generator(0, "masks", 0)).batch[TIMES]
+    times = shifts.displace(draw, 0.25, generator(0, "masks", 0)).batch[TIMES]
     acting = times[times > 0]
     assert len(acting) / 2000 == pytest.approx(0.25, abs=0.03)
     assert float(acting.mean()) == pytest.approx(4.0, abs=0.35)
@@ -180,10 +180,10 @@ def test_the_suspect_is_asked_without_displacement(context) -> None:
     by = [(layer, 0.3 * layer.running_var.sqrt()) for layer in layers]
     weights = torch.zeros(20)
     weights[:4] = 0.25
-    shifts = Shifts(by, torch.ones(4) / 4, weights)
+    shifts = Shifts(by, torch.ones(4) / 4, weights, 3.0)
     stream = generator(0, "masks", 0)
     rows = torch.multinomial(weights, 8, replacement=True, generator=stream)
-    draw = shifts.displace(Draw(take(context.data, rows)), 1.0, 3.0, stream)
+    draw = shifts.displace(Draw(take(context.data, rows)), 1.0, stream)
     with torch.no_grad():
         plain = context.task.forward(context.model, draw).logits / nft.temperature
         moved = shifts.forward(context.task, context.model, draw).logits / nft.temperature

@@ -18,10 +18,10 @@ _QUERY = frozenset(
 _ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "o", "Wo", "wo", "proj", "to_out", "output_proj")
 _UP = (
     "up_proj gate_proj gate_up_proj fc1 c_fc wi wi_0 Wi dense_h_to_4h lin1 linear1 w1 w12 weights_in fc_in "
-    "intermediate_dense ffn pwconv1"
+    "intermediate_dense ffn pwconv1 dense1"
 ).split()
 _DOWN = (
-    "down_proj fc2 c_proj wo Wo dense_4h_to_h lin2 linear2 w2 w3 weights_out fc_out output_dense ffn_output pwconv2"
+    "down_proj fc2 c_proj wo Wo dense_4h_to_h lin2 linear2 w2 w3 weights_out fc_out output_dense ffn_output pwconv2 dense2"
 ).split()
 _HEAD_COUNTS = ("num_heads", "n_heads", "num_attention_heads", "n_head", "heads")
 _HEAD_SIZES = ("v_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "dim_head")

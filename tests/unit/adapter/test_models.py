@@ -45,6 +45,29 @@ def deit() -> nn.Module:
     return tf.DeiTForImageClassification(tf.DeiTConfig(**VISION))
 
 
+def convnext() -> nn.Module:
+    return tf.ConvNextForImageClassification(
+        tf.ConvNextConfig(num_stages=2, hidden_sizes=[4, 8], depths=[1, 2], layer_scale_init_value=1.0, num_labels=3)
+    )
+
+
+def pvt_v2() -> nn.Module:
+    return tf.PvtV2ForImageClassification(
+        tf.PvtV2Config(
+            image_size=16,
+            num_encoder_blocks=2,
+            depths=[1, 1],
+            hidden_sizes=[4, 8],
+            num_attention_heads=[1, 2],
+            mlp_ratios=[3, 2],
+            sr_ratios=[2, 1],
+            patch_sizes=[3, 3],
+            strides=[2, 2],
+            num_labels=3,
+        )
+    )
+
+
 def bert() -> nn.Module:
     return tf.BertForSequenceClassification(
         tf.BertConfig(
@@ -162,6 +185,8 @@ CASES = [
     Case(yolos, IMAGE, tf.AutoModelForObjectDetection, "units", 2 * (3 + 20)),
     # DETR turns the backbone's BatchNorm into FrozenBatchNorm buffers: 4 + 4, shortcut 8, 8 + 8, stem left out
     Case(detr, IMAGE, tf.AutoModelForObjectDetection, "bn", 4 + 4 + 3 * 8),
+    Case(convnext, IMAGE, tf.AutoModelForImageClassification, "units", 16 + 2 * 32),
+    Case(pvt_v2, IMAGE, tf.AutoModelForImageClassification, "units", (1 + 12) + (2 + 16)),
 ]
 every_model = pytest.mark.parametrize("case", CASES, ids=lambda case: case.make.__name__)
 

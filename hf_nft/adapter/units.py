@@ -21,7 +21,8 @@ _UP = (
     "intermediate_dense ffn pwconv1 dense1"
 ).split()
 _DOWN = (
-    "down_proj fc2 c_proj wo Wo dense_4h_to_h lin2 linear2 w2 w3 weights_out fc_out output_dense ffn_output pwconv2 dense2"
+    "down_proj fc2 c_proj wo Wo dense_4h_to_h lin2 linear2 w2 w3 weights_out fc_out "
+    "output_dense ffn_output pwconv2 dense2"
 ).split()
 _HEAD_COUNTS = ("num_heads", "n_heads", "num_attention_heads", "n_head", "heads")
 _HEAD_SIZES = ("v_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "dim_head")

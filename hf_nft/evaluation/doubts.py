@@ -25,6 +25,7 @@ FROM_DEFENSES = (
 TEXTS = {
     "no-attack-measured": "no attack was named, so ASR was not measured: a backdoor may be left, or never have been",
     "never-backdoored": "the suspect's ASR was only {asr:.1%} before: a low ASR afterwards proves little",
+    "other-attack": "what is measured is not what the model's record names: {difference}",
     "small-evaluation-set": "a metric stands on {rows} rows only: its interval is wide",
     "accuracy-collapse": "ACC fell by {drop:.1%}: a broken model has a low ASR too",
     "not-recovered": "triggered rows get their own answer in only {racc:.1%} of cases: the attack is off, not cured",

@@ -8,7 +8,7 @@ from hf_nft.configs import setting
 from hf_nft.evaluation.doubts import check_measured
 from hf_nft.evaluation.run import evaluate, make_eval_set
 from hf_nft.reporting.record import RunRecord, command_line, doubt_block, library_versions, metric_block, now
-from hf_nft.workflows.job import SuspectJob
+from hf_nft.workflows.job import SuspectJob, check_attack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class EvaluateJob(SuspectJob):
         eval_set = make_eval_set(suspect.task, rows, attack, suspect.labels)
         measured = evaluate(suspect.model, eval_set, mixed_precision=self.mixed_precision)
         chance = suspect.task.chance(suspect.model)
+        found = check_measured(measured, eval_set.own, list(eval_set.wanted), chance) + check_attack(suspect, attack)
         return RunRecord(
             kind="evaluate",
             command=command_line(),
@@ -35,7 +36,7 @@ class EvaluateJob(SuspectJob):
             config={"mixed_precision": self.mixed_precision},
             metrics=metric_block(None, measured),
             attack=attack.settings() if attack is not None else None,
-            doubts=doubt_block(check_measured(measured, eval_set.own, list(eval_set.wanted), chance)),
+            doubts=doubt_block(found),
             versions=library_versions(),
             created=now(),
         )

@@ -1,6 +1,7 @@
 """What all jobs share: data set, attack, evaluation rows, and how a model is written."""
 
 import dataclasses
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hf_nft.attacks.base import PATHS, Attack
 from hf_nft.configs import build, setting
 from hf_nft.data import Data, Wanted, fingerprint, load_data
 from hf_nft.errors import ConfigError, DataError, UnknownNameError
+from hf_nft.evaluation.doubts import Doubt, doubt
 from hf_nft.hub import first_line
 from hf_nft.reporting.text import plain
 from hf_nft.shots import held_out
@@ -215,6 +217,18 @@ def unseen_rows(suspect: Suspect, data: Data) -> np.ndarray | None:
     """Return the rows of the train part that a victim of ours has not seen, int64; None if no record tells them."""
     away = known_holdout(suspect, data)
     return held_out(len(data.train), **away) if away else None
+
+
+def check_attack(suspect: Suspect, attack: Attack | None) -> list[Doubt]:
+    """Return a doubt if the attack to measure is not the one that the suspect's record names; paths do not count."""
+    known = (suspect.record or {}).get("attack") or {}
+    if attack is None or not known:
+        return []
+    used = json.loads(json.dumps(attack.settings()))
+    names = ["name"] if known.get("name") != attack.name else [n for n in used if n in known and n not in PATHS]
+    differs = [name for name in names if used[name] != known.get(name)]
+    told = "; ".join(f"{name} {plain(used[name], 60)}, not {plain(known.get(name), 60)}" for name in differs)
+    return [doubt("other-attack", difference=told)] if told else []
 
 
 def _beside(folder: Path) -> Path | None:

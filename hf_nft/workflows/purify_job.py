@@ -23,7 +23,7 @@ from hf_nft.reporting.record import RunRecord, command_line, doubt_block, librar
 from hf_nft.shots import Shots, choose, class_weights
 from hf_nft.suspect import Suspect
 from hf_nft.workflows.attack_job import keep_artefact, recorded_settings
-from hf_nft.workflows.job import SuspectJob, figure_path, known_holdout, save_model, unseen_rows
+from hf_nft.workflows.job import SuspectJob, check_attack, figure_path, known_holdout, save_model, unseen_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +186,7 @@ def doubts_of(case: Case, after: dict[str, Measured], result: PurifyResult) -> l
     data = case.eval_set
     chance = data.task.chance(case.suspect.model)
     found = check_measured(case.before, data.own, list(data.wanted), chance) + check_cure(case.before, after)
+    found += check_attack(case.suspect, case.attack)
     missing = case.suspect.labels - case.shots.classes
     found += [doubt("missing-classes", count=missing, classes=case.suspect.labels)] if missing > 0 else []
     found += [doubt("streamed-data", rows=len(case.data.train))] if case.data.streamed else []

@@ -115,6 +115,18 @@ def test_an_artefact_beside_the_model_is_taken_instead_of_the_recorded_one(folde
     assert found.artefact == str(tmp_path / "victim/attack")
 
 
+def test_another_attack_than_was_planted_is_doubted(folder: Path) -> None:
+    job(folder, attack_args={"target_class": 2}).run()
+    planted, shifted, other = (
+        EvaluateJob(model=str(folder / "victim"), dataset=str(folder), attack=name, attack_args=told).run().doubts
+        for name, told in (("badnets", {}), ("badnets", {"target_class": 1, "size": 5}), ("sig", {}))
+    )
+    assert "other-attack" not in [found["code"] for found in planted]
+    (text,) = (found["text"] for found in shifted if found["code"] == "other-attack")
+    assert text.endswith("names: target_class 1, not 2; size 5, not 3")
+    assert any(found["text"].endswith("names: name sig, not badnets") for found in other)
+
+
 def test_verify_believes_neither_a_record_nor_another_processor(folder: Path) -> None:
     told_config = PlantConfig(epochs=20, batch_size=16, holdout=0.25, mixed_precision="no")
     planted = job(folder, config=told_config).run()

@@ -89,6 +89,11 @@ class Adversary:
         """Return what a record says; JSON values."""
         return {"adversary_radius": round(self.radius, 3)}
 
+    def doubts(self) -> tuple[tuple[str, str], ...]:
+        """Return the doubt that its use leaves: it may have met other ways to the answer than the trigger's."""
+        text = f"cutting left answer {int(self.pushes.aims[0])} easy to reach; masks learnt against pushes to it"
+        return (("way-left-open", f"{text}, and nothing on clean examples tells what they left of a trigger"),)
+
     def _learn(self, draw: Draw) -> None:
         """Go up the likelihood of the answer, by steps that shrink to a sixth, as a search does."""
         pushes, loop, ascent = self.pushes, self.context.loop, Ascent(self.pushes, self.radius)

@@ -95,7 +95,9 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         blind = blind and bool(pushed.doubts())
         if nft.adversarial and not pushed.doubts() and not pushed.closed:
             found.adversary = _adversary.find(context, model, pushed, nft.batch_size)
-            found.evidence |= found.adversary.evidence() if found.adversary else {}
+            if found.adversary:
+                found.evidence |= found.adversary.evidence()
+                found.doubts += found.adversary.doubts()
     if blind and nft.composed and can_compose(context.task, classes):
         composites = _composites.find(context, model, nft.batch_size, nft.seed)
         found.evidence |= composites.evidence()

@@ -19,6 +19,7 @@ FROM_DEFENSES = (
     "needed-units",
     "no-statistics",
     "nothing-stands-out",
+    "way-left-open",
 )
 """Codes whose sentences are written where they arise: they speak of what a defense saw in clean data."""
 

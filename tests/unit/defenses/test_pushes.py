@@ -211,6 +211,7 @@ def test_the_default_cure_pushes_a_network_without_statistics(context, model) ->
     second, last = list(result.details["push_scores"].values())[1], list(result.details["push_curve"].values())[-1][1]
     assert result.details["adversarial"] == (0.0 if last < second else NFT().adversarial), "where the cut left a way"
     assert ("adversary_radius" in result.details) == (last >= second)
+    assert ("way-left-open" in dict(result.doubts)) == (last >= second)
     assert "no-statistics" in dict(result.doubts)
     assert list(result.losses) == ["masks"], "searches leave no curve"
     assert "ranking" not in result.details, "exposures are for tasks without classes"
@@ -256,6 +257,8 @@ def test_masks_learn_against_the_adversary(context, model) -> None:
         result = purify(copy.deepcopy(model), context.task, context.shots, nft)
         assert result.details["units_cut"] == 0
         assert result.details["adversarial"] == share
+        left_open = [text for code, text in result.doubts if code == "way-left-open"]
+        assert [f"answer {ANSWER} easy" in text for text in left_open] == [True] * bool(share)
         again = dataclasses.replace(context, model=result.model, loop=Loop(make_accelerator("no"), 0))
         set_modes(result.model, statistics=False, dropout=False)
         (ground,) = (one for one in _pushes.grounds(again, result.model, 8) if one.kind == "inputs")

@@ -13,7 +13,7 @@ Source: this package's. That a backdoor is unlearnt by a universal pattern learn
 Unlearning of Backdoors via Implicit Hypergradient (I-BAU, ICLR 2022), arXiv 2110.03735; there of weights, from labels.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import nn
 
 from hf_nft.defenses._easiest import AIMED_STEPS, RADII, REACHED, SCORED, STRIDE, Pushed, scored, search
 from hf_nft.defenses._pushes import WHICH, Ascent, Pushes, frozen, grounds
-from hf_nft.defenses._shift import TIMES, likely
+from hf_nft.defenses._shift import TIMES, Displacement, likely
 from hf_nft.defenses.base import Context, answers_to_shots, set_modes
 from hf_nft.errors import DivergedError
 from hf_nft.tasks.base import Task
@@ -36,7 +36,7 @@ MOST = 1.5
 
 
 @dataclass(frozen=True)
-class Adversary:
+class Adversary(Displacement):
     """Pushes inputs to one answer.
 
     Attributes:
@@ -46,6 +46,7 @@ class Adversary:
             within a draw and goes on learns it anew, by the masks of that step.
         radius: Its size, see `_pushes`.
         weights: How often each shot is to be drawn, float32 (shots,), of sum 1.
+        most: By how many times the pattern rows are pushed at most.
     """
 
     context: Context
@@ -53,21 +54,7 @@ class Adversary:
     pushes: Pushes
     radius: float
     weights: torch.Tensor
-
-    def displace(self, draw: Draw, share: float, stream: torch.Generator) -> Draw:
-        """Learn the pattern on a draw, and choose how far each row is pushed.
-
-        Args:
-            draw: Rows.
-            share: Share of them that is, in [0, 1].
-            stream: Generator on the CPU.
-
-        Returns:
-            The rows with multiples of the pattern, for `forward`.
-        """
-        self._learn(draw)
-        acts, far = torch.rand(2, rows_of(draw.batch), generator=stream)
-        return replace(draw, batch={**draw.batch, TIMES: (acts < share) * far * MOST})
+    most: float = MOST
 
     def forward(self, task: Task, model: nn.Module, draw: Draw) -> Any:
         """Run a model on a draw whose rows are pushed; returns the model's output."""
@@ -94,8 +81,8 @@ class Adversary:
         text = f"cutting left answer {int(self.pushes.aims[0])} easy to reach; masks learnt against pushes to it"
         return (("way-left-open", f"{text}, and nothing on clean examples tells what they left of a trigger"),)
 
-    def _learn(self, draw: Draw) -> None:
-        """Go up the likelihood of the answer, by steps that shrink to a sixth, as a search does."""
+    def prepare(self, draw: Draw) -> None:
+        """Learn a pattern: up the likelihood of the answer, by steps that shrink to a sixth, as a search does."""
         pushes, loop, ascent = self.pushes, self.context.loop, Ascent(self.pushes, self.radius)
         vectors = list(pushes.vectors.values())
         part = Draw(

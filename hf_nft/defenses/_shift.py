@@ -13,6 +13,7 @@ look like what displaced shots are answered are therefore drawn more often.
 Source: this package's.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,20 +33,14 @@ MADE_UP = 0.2
 """Share of rows drawn by how much a shot looks like what displaced shots are answered."""
 
 
-@dataclass(frozen=True)
-class Shifts:
-    """How inputs of norms are displaced.
+class Displacement(ABC):
+    """What displaces some rows while masks learn, and says which shots are to be drawn more often.
 
     Attributes:
-        by: Masked norms whose running mean lies elsewhere than that of clean shots, each with the distance in its
-            input's units, float32 (channels,).
-        answers: Mean probability of each class where all shots are displaced, float32 (classes,).
         weights: How often each shot is to be drawn, float32 (shots,), of sum 1.
         most: Largest multiple of the distance, >= 0; each smaller one is as likely.
     """
 
-    by: list[tuple[NFTLayer, torch.Tensor]]
-    answers: torch.Tensor
     weights: torch.Tensor
     most: float
 
@@ -60,8 +55,34 @@ class Shifts:
         Returns:
             The rows with these multiples, for `forward`.
         """
+        self.prepare(draw)
         acts, far = torch.rand(2, rows_of(draw.batch), generator=stream)
         return replace(draw, batch={**draw.batch, TIMES: (acts < share) * far * self.most})
+
+    def prepare(self, draw: Draw) -> None:  # noqa: B027  most have nothing to learn
+        """Learn from a draw what its rows are displaced by."""
+
+    @abstractmethod
+    def forward(self, task: Task, model: nn.Module, draw: Draw) -> Any:
+        """Run a model on a draw whose rows are displaced; returns the model's output."""
+
+
+@dataclass(frozen=True)
+class Shifts(Displacement):
+    """How inputs of norms are displaced.
+
+    Attributes:
+        by: Masked norms whose running mean lies elsewhere than that of clean shots, each with the distance in its
+            input's units, float32 (channels,).
+        answers: Mean probability of each class where all shots are displaced, float32 (classes,).
+        weights: How often each shot is to be drawn, float32 (shots,), of sum 1.
+        most: Largest multiple of the distance, >= 0; each smaller one is as likely.
+    """
+
+    by: list[tuple[NFTLayer, torch.Tensor]]
+    answers: torch.Tensor
+    weights: torch.Tensor
+    most: float
 
     def forward(self, task: Task, model: nn.Module, draw: Draw) -> Any:
         """Run a model on a draw whose rows are displaced; returns the model's output."""

@@ -6,6 +6,10 @@ once pushes have found the attacker's answer, and the cut has left it easy to re
 to it, all by the same pattern, and these rows are to be answered as the suspect answers them without. The next draw's
 pattern is the best against the masks as they are by then.
 
+A pattern that may cover the whole input takes other ways to the answer than a small trigger does, and a trigger that it
+does not meet stays. So windows are laid over the input; where a push within one of them reaches the answer, patterns
+keep to the one that does so most easily. That is where the trigger is.
+
 Rows that are pushed look like the attacker's class, and masks that must not say so unlearn that class. Shots that look
 like it are therefore drawn more often, as with `_shift`.
 
@@ -13,6 +17,7 @@ Source: this package's. That a backdoor is unlearnt by a universal pattern learn
 Unlearning of Backdoors via Implicit Hypergradient (I-BAU, ICLR 2022), arXiv 2110.03735; there of weights, from labels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +25,9 @@ import torch
 from torch import nn
 
 from hf_nft.defenses._easiest import AIMED_STEPS, RADII, REACHED, SCORED, STRIDE, Pushed, scored, search
-from hf_nft.defenses._pushes import WHICH, Ascent, Pushes, frozen, grounds
+from hf_nft.defenses._easiest import ROWS as MANY_ROWS
+from hf_nft.defenses._easiest import STEPS as MANY_STEPS
+from hf_nft.defenses._pushes import WHICH, Ascent, Pushes, frozen, grounds, windows
 from hf_nft.defenses._shift import TIMES, Displacement, likely
 from hf_nft.defenses.base import Context, answers_to_shots, set_modes
 from hf_nft.errors import DivergedError
@@ -29,8 +36,10 @@ from hf_nft.types import Draw, Inputs, rows_of
 
 STEPS = 6
 """Steps in which each draw's pattern is learnt, from none, on the rows of the draw."""
-BEYOND = 3.0
+BEYOND = 6.0
 """Size of a pattern, in sizes of the smallest that reaches the answer in the suspect."""
+NARROWER = (0.5, 1.0, 2.0)
+"""Sizes that are tried in windows, in sizes of the smallest that reaches the answer from anywhere."""
 MOST = 1.5
 """By how many times the pattern rows are pushed at most; each smaller one is as likely."""
 
@@ -72,13 +81,22 @@ class Adversary(Displacement):
         finally:
             hook.remove()
 
+    @property
+    def window(self) -> list[list[int]]:
+        """Begin and end of the window that pushes keep to, by axis; empty if they may be anywhere."""
+        return [[int(at.min()), int(at.max()) + 1] for at in self.pushes.within.squeeze().nonzero().T]
+
     def evidence(self) -> dict[str, Any]:
-        """Return what a record says; JSON values."""
-        return {"adversary_radius": round(self.radius, 3)}
+        """Return what a record says: the pattern's size, and the window it keeps to, if any; JSON values."""
+        return {"adversary_radius": round(self.radius, 3), "adversary_window": self.window}
 
     def doubts(self) -> tuple[tuple[str, str], ...]:
         """Return the doubt that its use leaves: it may have met other ways to the answer than the trigger's."""
-        text = f"cutting left answer {int(self.pushes.aims[0])} easy to reach; masks learnt against pushes to it"
+        where = " x ".join(f"{begin} to {end}" for begin, end in self.window)
+        text = (
+            f"cutting left answer {int(self.pushes.aims[0])} easy to reach; masks learnt against pushes to it"
+            f"{f' within {where} of the input' if where else ''}"
+        )
         return (("way-left-open", f"{text}, and nothing on clean examples tells what they left of a trigger"),)
 
     def prepare(self, draw: Draw) -> None:
@@ -101,7 +119,7 @@ class Adversary(Displacement):
 
 
 def find(context: Context, model: nn.Module, pushed: Pushed, batch_size: int) -> Adversary | None:
-    """Find how far inputs must be pushed to the answer that pushes found.
+    """Find where, and how far, inputs must be pushed to the answer that pushes found.
 
     Args:
         context: What the defense sees.
@@ -112,62 +130,79 @@ def find(context: Context, model: nn.Module, pushed: Pushed, batch_size: int) ->
     Returns:
         The adversary; None if no input is of floating point numbers.
     """
-    answer = int(pushed.scores.argmax())
-    found = _reach(context, model, answer, pushed.alone, batch_size)
-    if found is None:
+    set_modes(model, statistics=False, dropout=False)
+    ground = next((one for one in grounds(context, model, batch_size) if one.kind == "inputs"), None)
+    if ground is None:
         return None
+    aim = pushed.scores.argmax()[None].to(context.loop.accelerator.device)
+    pushes = Pushes(model, ground, aim)
+    size, _, _ = _reach(context, pushes, "anywhere", RADII, pushed.alone, batch_size)
+    shape, *others = ground.shapes.values()
+    places = None if others else windows(shape, context.task.axes)
+    if places is not None:
+        many = Pushes(model, ground, aim.expand(len(places)), places)
+        sizes = tuple(size * times for times in NARROWER)
+        found, reached, best = _reach(context, many, "in a window", sizes, pushed.alone, batch_size)
+        if reached:
+            pushes, size = Pushes(model, ground, aim, places[best][None]), found
     own = answers_to_shots(context, model, batch_size)
-    answers = torch.zeros(own.shape[1]).index_fill(0, torch.tensor([answer]), 1.0)
-    return Adversary(context, model, found[0], BEYOND * found[1], likely(own, answers))
+    answers = torch.zeros(own.shape[1]).index_fill(0, aim.cpu(), 1.0)
+    return Adversary(context, model, pushes, BEYOND * size, likely(own, answers))
 
 
-def usual_work(shots: int, rows: int, draws: int) -> int:
-    """Count what an adversary usually does, in forward passes of one row: six sizes, and a pattern for each draw.
+def usual_work(shots: int, rows: int, draws: int, axes: int) -> int:
+    """Count what an adversary usually does, in forward passes of one row.
+
+    Six sizes of a push anywhere, two of pushes in each window, and a pattern for each draw.
 
     Args:
         shots: Number of clean rows.
         rows: Rows of a draw.
         draws: Number of draws.
+        axes: Axes of the task's inputs that are places.
 
     Returns:
         The count.
     """
-    return shots + 6 * SCORED * (2 * AIMED_STEPS + 1) + 2 * STEPS * rows * draws
+    anywhere = 6 * SCORED * (2 * AIMED_STEPS + 1)
+    in_windows = 2 * 7**axes * (2 * MANY_STEPS * MANY_ROWS + SCORED) if axes else 0
+    return shots + anywhere + in_windows + 2 * STEPS * rows * draws
 
 
 def _reach(
-    context: Context, model: nn.Module, answer: int, alone: float, batch_size: int
-) -> tuple[Pushes, float] | None:
-    """Push the inputs to one answer, harder until it is reached.
+    context: Context, pushes: Pushes, where: str, sizes: Sequence[float], alone: float, batch_size: int
+) -> tuple[float, bool, int]:
+    """Push inputs to an answer, harder until one of the pushes reaches it.
 
     Args:
         context: What the defense sees.
-        model: The suspect with an NFT adapter; all masks are at 1, and are again in the end.
-        answer: The answer aimed at.
+        pushes: The pushes, all to one answer.
+        where: Where they are, for names.
+        sizes: Sizes that are tried in turn.
         alone: Median log-likelihood of answers without a push.
         batch_size: Rows per forward pass, >= 1.
 
     Returns:
-        The push and the size that reached it, the largest tried if none did; None without inputs that can be pushed.
+        The size, the largest tried if none did; whether one reached it; the number of the push that does best.
     """
-    set_modes(model, statistics=False, dropout=False)
-    ground = next((one for one in grounds(context, model, batch_size) if one.kind == "inputs"), None)
-    if ground is None:
-        return None
-    pushes = Pushes(model, ground, torch.tensor([answer], device=context.loop.accelerator.device))
+    model = pushes.model
+    steps, rows = (AIMED_STEPS, SCORED) if len(pushes.aims) == 1 else (MANY_STEPS, MANY_ROWS)
 
     def smallest() -> torch.Tensor:
-        size = RADII[0]
+        found = torch.tensor([sizes[0], 0.0, 0.0])
         with frozen(model), pushes.acting():
-            for radius in RADII:
-                name = f"push of inputs to the answer, of {radius:.3g}"
+            for radius in sizes:
+                name = f"push of inputs {where} to the answer, of {radius:.3g}"
                 try:
-                    search(context, model, pushes, name, radius, AIMED_STEPS, SCORED, batch_size)
+                    search(context, model, pushes, name, radius, steps, rows, batch_size)
+                    scores = scored(context, model, pushes, f"{name}: score")
                 except DivergedError:  # more than half precision holds
                     break
-                size = radius
-                if float(scored(context, model, pushes, f"{name}: score")) >= REACHED * alone:
+                reached = bool(scores.max() >= REACHED * alone)
+                found = torch.tensor([radius, reached, float(scores.argmax())])
+                if reached:
                     break
-        return torch.tensor(size)
+        return found
 
-    return pushes, float(context.loop.once("size that reaches the answer", smallest))
+    size, reached, best = context.loop.once(f"size that reaches the answer {where}", smallest).tolist()
+    return size, bool(reached), int(best)

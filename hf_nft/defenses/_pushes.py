@@ -3,6 +3,8 @@
 Its size is its length in units of the root mean square that each layer, or the input, has on clean shots.
 """
 
+import itertools
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,15 +41,19 @@ class Ground:
 class Pushes:
     """A constant for each answer aimed at, added to the inputs or to what every masked unit passes on."""
 
-    def __init__(self, model: nn.Module, ground: Ground, aims: torch.Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, ground: Ground, aims: torch.Tensor, within: torch.Tensor | None = None
+    ) -> None:
         """Begin with none.
 
         Args:
             model: The suspect with an NFT adapter.
             ground: What is pushed.
             aims: The answers aimed at, int64 (aims,).
+            within: 1 where a push may be and 0 elsewhere, float32, as many as aims; default everywhere.
         """
         self.model, self.aims, self.scales = model, aims, ground.scales
+        self.within = torch.ones((), device=aims.device) if within is None else within.to(aims.device)
         self.layers = pushable(model)
         self.vectors = {
             name: torch.zeros(len(aims), *shape, device=aims.device, requires_grad=True)
@@ -127,7 +133,7 @@ class Ascent(torch.optim.Optimizer):
             radius: Largest length of a push, > 0; the length of a step is `lr`, which the stage sets.
         """
         self.scales = [pushes.scales[name] for name in pushes.vectors]
-        self.radius = radius
+        self.within, self.radius = pushes.within, radius
         super().__init__(list(pushes.vectors.values()), {"lr": radius})
 
     @torch.no_grad()
@@ -136,7 +142,7 @@ class Ascent(torch.optim.Optimizer):
         group = self.param_groups[0]
         vectors = group["params"]
         gradients = [torch.zeros_like(v) if v.grad is None else v.grad for v in vectors]  # a layer may be passed by
-        steepest = [g * scale.square() for g, scale in zip(gradients, self.scales, strict=True)]
+        steepest = [self.within * g * scale.square() for g, scale in zip(gradients, self.scales, strict=True)]
         length = self._length(steepest).clamp(min=1e-12)
         for vector, direction in zip(vectors, steepest, strict=True):
             vector -= group["lr"] * direction / _rows(length, vector)
@@ -204,6 +210,26 @@ def grounds(context: Context, model: nn.Module, batch_size: int) -> list[Ground]
     scales = _scales(context, model, [*layers, *floats], batch_size)
     grounds = [("units", layers), ("inputs", floats)]
     return [Ground(kind, shapes, {name: scales[name] for name in shapes}) for kind, shapes in grounds if shapes]
+
+
+def windows(shape: torch.Size, axes: int) -> torch.Tensor | None:
+    """Lay windows over an input, a quarter of each side wide and half of that apart, so that a small trigger is in one.
+
+    Args:
+        shape: Shape of one row of the input.
+        axes: How many of its last axes are places; 0 if none are.
+
+    Returns:
+        1 within and 0 outside, float32 (windows, 1, ..., *sides); None where there are no places, or too few.
+    """
+    sides = shape[len(shape) - axes :]
+    if axes == 0 or len(shape) < axes or min(sides) < 8:
+        return None
+    spans = [[slice(at, at + side // 4) for at in range(0, side - side // 4 + 1, side // 8)] for side in sides]
+    made = torch.zeros(math.prod(map(len, spans)), *[1] * (len(shape) - axes), *sides)
+    for window, where in zip(made, itertools.product(*spans), strict=True):
+        window[..., *where] = 1.0
+    return made
 
 
 def _scales(context: Context, model: nn.Module, names: list[str], batch_size: int) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -246,6 +247,42 @@ def test_an_adversary_pushes_inputs_to_the_answer_and_moves_nothing_else(context
     assert torch.allclose(adversary.weights, 0.8 / 24 + 0.2 * own / own.sum(), atol=1e-4)
     again = adversary.displace(Draw(rows), 0.0, torch.Generator().manual_seed(0)).batch[_adversary.TIMES]
     assert not again.any()
+
+
+def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, model) -> None:
+    """The last corner, lit up beyond what any picture shows there, says `ANSWER`."""
+    corner = slice(12, 16)
+    brightest = context.task.inputs(model, context.data)["pixel_values"][..., corner, corner].mean((1, 2, 3)).max()
+
+    def lit(_: nn.Module, args: tuple, inputs: dict, output):
+        brightness = inputs["pixel_values"][..., corner, corner].mean((1, 2, 3)) - brightest
+        output.logits[:, ANSWER] += 30 * brightness
+        return output
+
+    model.vit.layers[1].mlp.fc2.weight[:, UNIT] = 0.0
+    model.register_forward_hook(lit, with_kwargs=True)
+    adapted = get_nft_model(model)
+    pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
+    adversary = _adversary.find(context, adapted, pushed, 8)
+    assert adversary is not None
+    assert adversary.evidence()["adversary_window"] == [[12, 16], [12, 16]]
+    adversary.displace(Draw(take(context.data, torch.arange(8))), 1.0, torch.Generator().manual_seed(0))
+    (pattern,) = (vector.detach()[0] for vector in adversary.pushes.vectors.values())
+    within = pattern[:, corner, corner]
+    assert within.any()
+    assert torch.equal(within.square().sum(), pattern.square().sum()), "nothing outside"
+
+
+def test_windows_hold_every_small_square() -> None:
+    made = _pushes.windows(torch.Size([3, 16, 16]), 2)
+    assert made is not None
+    assert made.shape == (49, 1, 16, 16)
+    assert made.flatten(1).sum(1).unique().tolist() == [16.0]
+    for y, x in itertools.product(range(14), repeat=2):
+        assert bool((made[:, 0, y : y + 3, x : x + 3].flatten(1).sum(1) == 9).any()), (y, x)
+    assert _pushes.windows(torch.Size([3, 16, 16]), 0) is None, "no axis is a place"
+    assert _pushes.windows(torch.Size([16]), 2) is None
+    assert _pushes.windows(torch.Size([3, 7, 16]), 2) is None, "too few places"
 
 
 def test_masks_learn_against_the_adversary(context, model) -> None:

@@ -91,7 +91,7 @@ def test_pushes_take_about_what_they_usually_take(vit, image_task, image_shots) 
     expected = forwards(nft, image_task, False, len(image_shots), 4)
     assert expected == usual_work(4, len(image_shots))
     led = forwards(dataclasses.replace(nft, steps=5, adversarial=0.5), image_task, False, len(image_shots), 4)
-    assert led - expected == _adversary.usual_work(len(image_shots), 8, 2) + 8 * (2 * 5 + 2)
+    assert led - expected == _adversary.usual_work(len(image_shots), 8, 2, 2) + 8 * (2 * 5 + 2)
     done = purify(vit, image_task, image_shots, nft).sample_forwards
     assert 0.1 * expected < done < 3 * expected
 

@@ -7,8 +7,8 @@ to it, all by the same pattern, and these rows are to be answered as the suspect
 pattern is the best against the masks as they are by then.
 
 A pattern that may cover the whole input takes other ways to the answer than a small trigger does, and a trigger that it
-does not meet stays. So windows are laid over the input; where a push within one of them reaches the answer, patterns
-keep to the one that does so most easily. That is where the trigger is.
+does not meet stays. So windows are laid over the input; where a push within one of them reaches the answer, half of the
+rows are pushed by a second pattern, which keeps to the window that does so most easily. A small trigger lies there.
 
 Rows that are pushed look like the attacker's class, and masks that must not say so unlearn that class. Shots that look
 like it are therefore drawn more often, as with `_shift`.
@@ -36,8 +36,8 @@ from hf_nft.types import Draw, Inputs, rows_of
 
 STEPS = 6
 """Steps in which each draw's pattern is learnt, from none, on the rows of the draw."""
-BEYOND = 6.0
-"""Size of a pattern, in sizes of the smallest that reaches the answer in the suspect."""
+BEYOND = (3.0, 6.0)
+"""Sizes of a pattern anywhere and of one in a window, in sizes of the smallest that reaches the answer so."""
 NARROWER = (0.5, 1.0, 2.0)
 """Sizes that are tried in windows, in sizes of the smallest that reaches the answer from anywhere."""
 MOST = 1.5
@@ -51,9 +51,10 @@ class Adversary(Displacement):
     Attributes:
         context: What the defense sees.
         model: The suspect with an NFT adapter.
-        pushes: The pattern of the latest draw, on the inputs. It is no state of the run: a run that was interrupted
-            within a draw and goes on learns it anew, by the masks of that step.
-        radius: Its size, see `_pushes`.
+        pushes: The patterns of the latest draw, on the inputs: one that may be anywhere and, if a window leads to the
+            answer, one there; rows take them in turn. They are no state of the run: a run that was interrupted within a
+            draw and goes on learns them anew, by the masks of that step.
+        radii: Their sizes, see `_pushes`.
         weights: How often each shot is to be drawn, float32 (shots,), of sum 1.
         most: By how many times the pattern rows are pushed at most.
     """
@@ -61,7 +62,7 @@ class Adversary(Displacement):
     context: Context
     model: nn.Module
     pushes: Pushes
-    radius: float
+    radii: tuple[float, ...]
     weights: torch.Tensor
     most: float = MOST
 
@@ -69,10 +70,10 @@ class Adversary(Displacement):
         """Run a model on a draw whose rows are pushed; returns the model's output."""
 
         def enter(_: nn.Module, args: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], Inputs]:
-            pushed = {**inputs}
-            for name, pattern in self.pushes.vectors.items():
-                times = draw.batch[TIMES].to(pattern.device).view(-1, *[1] * (pattern.dim() - 1))
-                pushed[name] = inputs[name] + (times * pattern.detach()).to(inputs[name].dtype)
+            pushed, which = {**inputs}, self._turns(draw)
+            for name, patterns in self.pushes.vectors.items():
+                times = draw.batch[TIMES].to(patterns.device).view(-1, *[1] * (patterns.dim() - 1))
+                pushed[name] = inputs[name] + (times * patterns.detach()[which]).to(inputs[name].dtype)
             return args, pushed
 
         hook = model.register_forward_pre_hook(enter, with_kwargs=True)
@@ -83,29 +84,28 @@ class Adversary(Displacement):
 
     @property
     def window(self) -> list[list[int]]:
-        """Begin and end of the window that pushes keep to, by axis; empty if they may be anywhere."""
-        return [[int(at.min()), int(at.max()) + 1] for at in self.pushes.within.squeeze().nonzero().T]
+        """Begin and end, by axis, of the window that leads to the answer; empty if none does."""
+        narrow = self.pushes.within[1].squeeze() if len(self.radii) > 1 else torch.empty(0)
+        return [[int(at.min()), int(at.max()) + 1] for at in narrow.nonzero().T if len(at)]
 
     def evidence(self) -> dict[str, Any]:
-        """Return what a record says: the pattern's size, and the window it keeps to, if any; JSON values."""
-        return {"adversary_radius": round(self.radius, 3), "adversary_window": self.window}
+        """Return what a record says: the patterns' sizes, and the window that leads to the answer; JSON values."""
+        return {"adversary_radii": [round(radius, 3) for radius in self.radii], "adversary_window": self.window}
 
     def doubts(self) -> tuple[tuple[str, str], ...]:
         """Return the doubt that its use leaves: it may have met other ways to the answer than the trigger's."""
         where = " x ".join(f"{begin} to {end}" for begin, end in self.window)
         text = (
             f"cutting left answer {int(self.pushes.aims[0])} easy to reach; masks learnt against pushes to it"
-            f"{f' within {where} of the input' if where else ''}"
+            f"{f', half of them within {where} of the input' if where else ''}"
         )
         return (("way-left-open", f"{text}, and nothing on clean examples tells what they left of a trigger"),)
 
     def prepare(self, draw: Draw) -> None:
-        """Learn a pattern: up the likelihood of the answer, by steps that shrink to a sixth, as a search does."""
-        pushes, loop, ascent = self.pushes, self.context.loop, Ascent(self.pushes, self.radius)
-        vectors = list(pushes.vectors.values())
-        part = Draw(
-            {**draw.batch, WHICH: torch.zeros(rows_of(draw.batch), dtype=torch.int64, device=vectors[0].device)}
-        )
+        """Learn the patterns: up the likelihood of the answer, by steps that shrink to a sixth, as a search does."""
+        pushes, loop = self.pushes, self.context.loop
+        ascent, vectors = Ascent(pushes, torch.tensor(self.radii)), list(pushes.vectors.values())
+        part = Draw({**draw.batch, WHICH: self._turns(draw)})
         for vector in vectors:
             vector.detach().zero_()
         with frozen(self.model), pushes.acting(), loop.accelerator.autocast():
@@ -113,9 +113,13 @@ class Adversary(Displacement):
                 loss = pushes.objective(self.context, self.model, part)
                 for vector, gradient in zip(vectors, torch.autograd.grad(loss, vectors), strict=True):
                     vector.grad = gradient
-                ascent.param_groups[0]["lr"] = STRIDE * self.radius * (1 - 5 / 6 * step / STEPS)
+                ascent.param_groups[0]["lr"] = STRIDE * (1 - 5 / 6 * step / STEPS)
                 ascent.step()
         loop.sample_forwards += 2 * STEPS * rows_of(draw.batch)
+
+    def _turns(self, draw: Draw) -> torch.Tensor:
+        """Number of each row's pattern, int64 (rows,)."""
+        return torch.arange(rows_of(draw.batch), device=self.pushes.aims.device) % len(self.radii)
 
 
 def find(context: Context, model: nn.Module, pushed: Pushed, batch_size: int) -> Adversary | None:
@@ -134,20 +138,21 @@ def find(context: Context, model: nn.Module, pushed: Pushed, batch_size: int) ->
     ground = next((one for one in grounds(context, model, batch_size) if one.kind == "inputs"), None)
     if ground is None:
         return None
-    aim = pushed.scores.argmax()[None].to(context.loop.accelerator.device)
-    pushes = Pushes(model, ground, aim)
+    answer = pushed.scores.argmax().to(context.loop.accelerator.device)
+    pushes = Pushes(model, ground, answer.expand(1))
     size, _, _ = _reach(context, pushes, "anywhere", RADII, pushed.alone, batch_size)
+    radii: tuple[float, ...] = (BEYOND[0] * size,)
     shape, *others = ground.shapes.values()
     places = None if others else windows(shape, context.task.axes)
     if places is not None:
-        many = Pushes(model, ground, aim.expand(len(places)), places)
-        sizes = tuple(size * times for times in NARROWER)
-        found, reached, best = _reach(context, many, "in a window", sizes, pushed.alone, batch_size)
+        many, sizes = Pushes(model, ground, answer.expand(len(places)), places), [size * times for times in NARROWER]
+        size, reached, best = _reach(context, many, "in a window", sizes, pushed.alone, batch_size)
         if reached:
-            pushes, size = Pushes(model, ground, aim, places[best][None]), found
+            within = torch.stack([torch.ones_like(places[best]), places[best]])
+            pushes, radii = Pushes(model, ground, answer.expand(2), within), (*radii, BEYOND[1] * size)
     own = answers_to_shots(context, model, batch_size)
-    answers = torch.zeros(own.shape[1]).index_fill(0, aim.cpu(), 1.0)
-    return Adversary(context, model, pushes, BEYOND * size, likely(own, answers))
+    answers = torch.zeros(own.shape[1]).index_fill(0, answer.cpu(), 1.0)
+    return Adversary(context, model, pushes, radii, likely(own, answers))
 
 
 def usual_work(shots: int, rows: int, draws: int, axes: int) -> int:

@@ -242,14 +242,14 @@ def search(
     """Learn the pushes of one size, each for so many steps on so many shots, a few batches together."""
     parts = math.ceil(rows * len(pushes.aims) / (TOGETHER * batch_size))
     groups = torch.arange(len(pushes.aims)).tensor_split(min(parts, len(pushes.aims)))
-    ascent, first, total = Ascent(pushes, radius), STRIDE * radius, steps * len(groups)
+    total = steps * len(groups)
     stage = Stage(
         name,
         total,
         lambda step, stream: aimed(context, groups[step % len(groups)], stream, rows),
         lambda network, part: pushes.objective(context, network, part),
-        ascent,
-        lambda step: first * (1 - 5 / 6 * step / total),
+        Ascent(pushes, radius),
+        lambda step: STRIDE * (1 - 5 / 6 * step / total),
         passes=2,
     )
     context.loop.run(stage, model, lambda: dict(pushes.vectors))

@@ -125,16 +125,17 @@ class Pushes:
 class Ascent(torch.optim.Optimizer):
     """Steps of one length along each push's gradient, measured in the layers' scales, within a ball."""
 
-    def __init__(self, pushes: Pushes, radius: float) -> None:
+    def __init__(self, pushes: Pushes, radius: float | torch.Tensor) -> None:
         """Prepare.
 
         Args:
             pushes: What is learnt.
-            radius: Largest length of a push, > 0; the length of a step is `lr`, which the stage sets.
+            radius: Largest length of a push, > 0; or of each, float32 (aims,). The length of a step is this times `lr`,
+                which the stage sets.
         """
         self.scales = [pushes.scales[name] for name in pushes.vectors]
-        self.within, self.radius = pushes.within, radius
-        super().__init__(list(pushes.vectors.values()), {"lr": radius})
+        self.within, self.radius = pushes.within, torch.as_tensor(radius, device=pushes.aims.device)
+        super().__init__(list(pushes.vectors.values()), {"lr": 1.0})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -143,9 +144,9 @@ class Ascent(torch.optim.Optimizer):
         vectors = group["params"]
         gradients = [torch.zeros_like(v) if v.grad is None else v.grad for v in vectors]  # a layer may be passed by
         steepest = [self.within * g * scale.square() for g, scale in zip(gradients, self.scales, strict=True)]
-        length = self._length(steepest).clamp(min=1e-12)
+        stride = group["lr"] * self.radius / self._length(steepest).clamp(min=1e-12)
         for vector, direction in zip(vectors, steepest, strict=True):
-            vector -= group["lr"] * direction / _rows(length, vector)
+            vector -= _rows(stride, vector) * direction
         back = (self.radius / self._length(vectors).clamp(min=1e-12)).clamp(max=1.0)
         for vector in vectors:
             vector *= _rows(back, vector)

@@ -52,7 +52,7 @@ STRIDE = 0.3
 """First step of a search as a share of the push's size; it shrinks to a sixth of that."""
 ALIKE = 0.5
 """Share of the largest contribution from which units are cut together."""
-APART, LEAD = 2.0, 0.25
+APART, LEAD = 1.0, 0.25
 """How far the easiest answer must be ahead of the second one: so often as far as the second is ahead of the median, and
 this share of the log-likelihood that answers have without a push."""
 

@@ -48,6 +48,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "everything composed": {"composed": 1.0},
     "nothing shifted": {"shifted": 0.0},
     "no adversary": {"adversarial": 0.0},
+    "adversary anywhere alone": {"windowed": False},
     "exposures beside statistics": {"expose_always": True},
     "exposures instead of statistics": {**NO_STATISTICS, "expose_always": True},
 }

@@ -122,13 +122,14 @@ class Adversary(Displacement):
         return torch.arange(rows_of(draw.batch), device=self.pushes.aims.device) % len(self.radii)
 
 
-def find(context: Context, model: nn.Module, pushed: Pushed, batch_size: int) -> Adversary | None:
+def find(context: Context, model: nn.Module, pushed: Pushed, windowed: bool, batch_size: int) -> Adversary | None:
     """Find where, and how far, inputs must be pushed to the answer that pushes found.
 
     Args:
         context: What the defense sees.
         model: The suspect with an NFT adapter; all masks are at 1, and are again in the end.
         pushed: What pushes found, an answer that stands out.
+        windowed: Whether to look for a window that leads to it.
         batch_size: Rows per forward pass, >= 1.
 
     Returns:
@@ -143,7 +144,7 @@ def find(context: Context, model: nn.Module, pushed: Pushed, batch_size: int) ->
     size, _, _ = _reach(context, pushes, "anywhere", RADII, pushed.alone, batch_size)
     radii: tuple[float, ...] = (BEYOND[0] * size,)
     shape, *others = ground.shapes.values()
-    places = None if others else windows(shape, context.task.axes)
+    places = windows(shape, context.task.axes) if windowed and not others else None
     if places is not None:
         many, sizes = Pushes(model, ground, answer.expand(len(places)), places), [size * times for times in NARROWER]
         size, reached, best = _reach(context, many, "in a window", sizes, pushed.alone, batch_size)
@@ -164,7 +165,7 @@ def usual_work(shots: int, rows: int, draws: int, axes: int) -> int:
         shots: Number of clean rows.
         rows: Rows of a draw.
         draws: Number of draws.
-        axes: Axes of the task's inputs that are places.
+        axes: Axes of the task's inputs that windows are laid over; 0: none.
 
     Returns:
         The count.

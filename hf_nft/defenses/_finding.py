@@ -94,7 +94,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         found.doubts += pushed.doubts()
         blind = blind and bool(pushed.doubts())
         if nft.adversarial and not pushed.doubts() and not pushed.closed:
-            found.adversary = _adversary.find(context, model, pushed, nft.batch_size)
+            found.adversary = _adversary.find(context, model, pushed, nft.windowed, nft.batch_size)
             if found.adversary:
                 found.evidence |= found.adversary.evidence()
                 found.doubts += found.adversary.doubts()

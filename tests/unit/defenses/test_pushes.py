@@ -222,7 +222,7 @@ def test_an_adversary_pushes_inputs_to_the_answer_and_moves_nothing_else(context
     """Against the pattern added by hand, as often as each row says; the suspect without it is what is learnt from."""
     adapted = get_nft_model(model)
     pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
-    adversary = _adversary.find(context, adapted, pushed, 8)
+    adversary = _adversary.find(context, adapted, pushed, True, 8)
     assert adversary is not None
     assert len(adversary.radii) == 1, "no window leads to what the wired unit says"
     assert any(adversary.radii[0] == pytest.approx(_adversary.BEYOND[0] * radius) for radius in _easiest.RADII)
@@ -264,7 +264,7 @@ def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, mode
     model.register_forward_hook(lit, with_kwargs=True)
     adapted = get_nft_model(model)
     pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
-    adversary = _adversary.find(context, adapted, pushed, 8)
+    adversary = _adversary.find(context, adapted, pushed, True, 8)
     assert adversary is not None
     assert adversary.evidence()["adversary_window"] == [[12, 16], [12, 16]]
     assert "half of them within 12 to 16 x 12 to 16 of the input" in adversary.doubts()[0][1]
@@ -282,6 +282,10 @@ def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, mode
         in_turn = torch.stack([anywhere, narrow] * 4)
         by_hand = adapted(**{name: pixels + times.view(-1, 1, 1, 1) * in_turn}).logits
     assert torch.allclose(led, by_hand, atol=1e-4)
+    anywhere_alone = _adversary.find(context, adapted, pushed, False, 8)
+    assert anywhere_alone is not None
+    assert anywhere_alone.radii == adversary.radii[:1]
+    assert anywhere_alone.evidence()["adversary_window"] == []
 
 
 def test_windows_hold_every_small_square() -> None:

@@ -55,6 +55,7 @@ class Adversary(Displacement):
             answer, one there; rows take them in turn. They are no state of the run: a run that was interrupted within a
             draw and goes on learns them anew, by the masks of that step.
         radii: Their sizes, see `_pushes`.
+        reached: Log-likelihood from which the answer counts as reached.
         weights: How often each shot is to be drawn, float32 (shots,), of sum 1.
         most: By how many times the pattern rows are pushed at most.
     """
@@ -63,6 +64,7 @@ class Adversary(Displacement):
     model: nn.Module
     pushes: Pushes
     radii: tuple[float, ...]
+    reached: float
     weights: torch.Tensor
     most: float = MOST
 
@@ -92,19 +94,44 @@ class Adversary(Displacement):
         """Return what a record says: the patterns' sizes, and the window that leads to the answer; JSON values."""
         return {"adversary_radii": [round(radius, 3) for radius in self.radii], "adversary_window": self.window}
 
-    def doubts(self) -> tuple[tuple[str, str], ...]:
-        """Return the doubt that its use leaves: it may have met other ways to the answer than the trigger's."""
+    def verify(self, batch_size: int) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
+        """Push inputs as far again, now that masks have learnt: whether the answer is still reached from the window.
+
+        Args:
+            batch_size: Rows per forward pass, >= 1.
+
+        Returns:
+            What a record says, the likelihood that is left to each pattern, JSON values; and a doubt, if the answer is
+            reached, or if there is no window: a pattern anywhere finds other ways whatever is left of a trigger.
+        """
+        pushes, named = self.pushes, "pushes after masks have learnt"
+
+        def pushed() -> torch.Tensor:
+            set_modes(self.model, statistics=False, dropout=False)
+            for vector in pushes.vectors.values():
+                vector.detach().zero_()
+            with frozen(self.model), pushes.acting():
+                search(self.context, self.model, pushes, named, self._sizes, AIMED_STEPS, SCORED, batch_size)
+                return scored(self.context, self.model, pushes, f"{named}: score")
+
+        left = [round(value, 3) for value in self.context.loop.once(named, pushed).tolist()]
+        evidence = {"adversary_left": left}
+        text = f"cutting left answer {int(pushes.aims[0])} easy to reach; masks learnt against pushes to it"
+        if not self.window:
+            return evidence, (("way-left-open", f"{text}, and nothing tells what they left of a trigger"),)
+        if left[1] < self.reached:
+            return evidence, ()
         where = " x ".join(f"{begin} to {end}" for begin, end in self.window)
-        text = (
-            f"cutting left answer {int(self.pushes.aims[0])} easy to reach; masks learnt against pushes to it"
-            f"{f', half of them within {where} of the input' if where else ''}"
-        )
-        return (("way-left-open", f"{text}, and nothing on clean examples tells what they left of a trigger"),)
+        return evidence, (("way-left-open", f"{text}, but those within {where} of the input still reach it"),)
+
+    @property
+    def _sizes(self) -> torch.Tensor:
+        return torch.tensor(self.radii, device=self.pushes.aims.device)
 
     def prepare(self, draw: Draw) -> None:
         """Learn the patterns: up the likelihood of the answer, by steps that shrink to a sixth, as a search does."""
         pushes, loop = self.pushes, self.context.loop
-        ascent, vectors = Ascent(pushes, torch.tensor(self.radii)), list(pushes.vectors.values())
+        ascent, vectors = Ascent(pushes, self._sizes), list(pushes.vectors.values())
         part = Draw({**draw.batch, WHICH: self._turns(draw)})
         for vector in vectors:
             vector.detach().zero_()
@@ -153,7 +180,7 @@ def find(context: Context, model: nn.Module, pushed: Pushed, windowed: bool, bat
             pushes, radii = Pushes(model, ground, answer.expand(2), within), (*radii, BEYOND[1] * size)
     own = answers_to_shots(context, model, batch_size)
     answers = torch.zeros(own.shape[1]).index_fill(0, answer.cpu(), 1.0)
-    return Adversary(context, model, pushes, radii, likely(own, answers))
+    return Adversary(context, model, pushes, radii, REACHED * pushed.alone, likely(own, answers))
 
 
 def usual_work(shots: int, rows: int, draws: int, axes: int) -> int:

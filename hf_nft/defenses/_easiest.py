@@ -234,7 +234,7 @@ def search(
     model: nn.Module,
     pushes: Pushes,
     name: str,
-    radius: float,
+    radius: float | torch.Tensor,
     steps: int,
     rows: int,
     batch_size: int,

@@ -97,7 +97,6 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
             found.adversary = _adversary.find(context, model, pushed, nft.windowed, nft.batch_size)
             if found.adversary:
                 found.evidence |= found.adversary.evidence()
-                found.doubts += found.adversary.doubts()
     if blind and nft.composed and can_compose(context.task, classes):
         composites = _composites.find(context, model, nft.batch_size, nft.seed)
         found.evidence |= composites.evidence()

@@ -218,13 +218,13 @@ def windows(shape: torch.Size, axes: int) -> torch.Tensor | None:
 
     Args:
         shape: Shape of one row of the input.
-        axes: How many of its last axes are places; 0 if none are.
+        axes: How many of its last axes, behind its channels, are places; 0 if none are.
 
     Returns:
         1 within and 0 outside, float32 (windows, 1, ..., *sides); None where there are no places, or too few.
     """
     sides = shape[len(shape) - axes :]
-    if axes == 0 or len(shape) < axes or min(sides) < 8:
+    if axes == 0 or len(shape) <= axes or min(sides) < 8:
         return None
     spans = [[slice(at, at + side // 4) for at in range(0, side - side // 4 + 1, side // 8)] for side in sides]
     made = torch.zeros(math.prod(map(len, spans)), *[1] * (len(shape) - axes), *sides)

@@ -178,6 +178,10 @@ class NFT(Defense):
         }
         lr = self.composed_lr if found.composites else self.adversarial_lr if found.adversary else self.lr
         train(dataclasses.replace(self, augment=found.augment, lr=lr, **shares), context, model, bounds, tops, found)
+        if found.adversary:
+            left, doubts = found.adversary.verify(self.batch_size)
+            found.evidence |= left
+            found.doubts += doubts
         if self.bn_mode == "recalibrate_unmixed":
             recalibrate(context, model, self.batch_size)
         units = sum(mask.numel() for mask in learnt.values())

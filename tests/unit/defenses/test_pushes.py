@@ -211,7 +211,7 @@ def test_the_default_cure_pushes_a_network_without_statistics(context, model) ->
     assert math.isfinite(result.details["push_radius"])
     second, last = list(result.details["push_scores"].values())[1], list(result.details["push_curve"].values())[-1][1]
     assert result.details["adversarial"] == (0.0 if last < second else NFT().adversarial), "where the cut left a way"
-    assert ("adversary_radii" in result.details) == (last >= second)
+    assert ("adversary_left" in result.details) == (last >= second)
     assert ("way-left-open" in dict(result.doubts)) == (last >= second)
     assert "no-statistics" in dict(result.doubts)
     assert list(result.losses) == ["masks"], "searches leave no curve"
@@ -255,9 +255,11 @@ def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, mode
     corner = slice(12, 16)
     brightest = context.task.inputs(model, context.data)["pixel_values"][..., corner, corner].mean((1, 2, 3)).max()
 
+    wired = [30.0]
+
     def lit(_: nn.Module, args: tuple, inputs: dict, output):
         brightness = inputs["pixel_values"][..., corner, corner].mean((1, 2, 3)) - brightest
-        output.logits[:, ANSWER] += 30 * brightness
+        output.logits[:, ANSWER] += wired[0] * brightness
         return output
 
     model.vit.layers[1].mlp.fc2.weight[:, UNIT] = 0.0
@@ -267,7 +269,6 @@ def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, mode
     adversary = _adversary.find(context, adapted, pushed, True, 8)
     assert adversary is not None
     assert adversary.evidence()["adversary_window"] == [[12, 16], [12, 16]]
-    assert "half of them within 12 to 16 x 12 to 16 of the input" in adversary.doubts()[0][1]
     rows = take(context.data, torch.arange(8))
     draw = adversary.displace(Draw(rows), 1.0, torch.Generator().manual_seed(0))
     (name, patterns), times = next(iter(adversary.pushes.vectors.items())), draw.batch[_adversary.TIMES]
@@ -282,10 +283,21 @@ def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, mode
         in_turn = torch.stack([anywhere, narrow] * 4)
         by_hand = adapted(**{name: pixels + times.view(-1, 1, 1, 1) * in_turn}).logits
     assert torch.allclose(led, by_hand, atol=1e-4)
+    evidence, ((code, text),) = adversary.verify(8)
+    assert code == "way-left-open"
+    assert "within 12 to 16 x 12 to 16 of the input still reach it" in text
+    assert evidence["adversary_left"][1] > adversary.reached == pytest.approx(-0.5)
+    wired[0] = 0.0
+    again = dataclasses.replace(adversary, context=dataclasses.replace(context, loop=Loop(make_accelerator("no"), 0)))
+    evidence, doubts = again.verify(8)
+    assert evidence["adversary_left"][1] < adversary.reached
+    assert doubts == (), "nothing leads there any more"
+    wired[0] = 30.0
     anywhere_alone = _adversary.find(context, adapted, pushed, False, 8)
     assert anywhere_alone is not None
     assert anywhere_alone.radii == adversary.radii[:1]
     assert anywhere_alone.evidence()["adversary_window"] == []
+    assert [code for code, _ in anywhere_alone.verify(8)[1]] == ["way-left-open"], "there is no telling"
 
 
 def test_windows_hold_every_small_square() -> None:

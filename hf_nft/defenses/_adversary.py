@@ -52,9 +52,10 @@ class Adversary(Displacement):
         context: What the defense sees.
         model: The suspect with an NFT adapter.
         pushes: The patterns of the latest draw, on the inputs: one that may be anywhere and, if a window leads to the
-            answer, one there; rows take them in turn. They are no state of the run: a run that was interrupted within a
-            draw and goes on learns them anew, by the masks of that step.
+            answer, one there. They are no state of the run: a run that was interrupted within a draw and goes on learns
+            them anew, by the masks of that step.
         radii: Their sizes, see `_pushes`.
+        windowed: Whether rows take both in turn, or all of them the first.
         reached: Log-likelihood from which the answer counts as reached.
         weights: How often each shot is to be drawn, float32 (shots,), of sum 1.
         most: By how many times the pattern rows are pushed at most.
@@ -64,6 +65,7 @@ class Adversary(Displacement):
     model: nn.Module
     pushes: Pushes
     radii: tuple[float, ...]
+    windowed: bool
     reached: float
     weights: torch.Tensor
     most: float = MOST
@@ -146,7 +148,8 @@ class Adversary(Displacement):
 
     def _turns(self, draw: Draw) -> torch.Tensor:
         """Number of each row's pattern, int64 (rows,)."""
-        return torch.arange(rows_of(draw.batch), device=self.pushes.aims.device) % len(self.radii)
+        patterns = len(self.radii) if self.windowed else 1
+        return torch.arange(rows_of(draw.batch), device=self.pushes.aims.device) % patterns
 
 
 def find(context: Context, model: nn.Module, pushed: Pushed, windowed: bool, batch_size: int) -> Adversary | None:
@@ -156,7 +159,7 @@ def find(context: Context, model: nn.Module, pushed: Pushed, windowed: bool, bat
         context: What the defense sees.
         model: The suspect with an NFT adapter; all masks are at 1, and are again in the end.
         pushed: What pushes found, an answer that stands out.
-        windowed: Whether to look for a window that leads to it.
+        windowed: Whether rows are to be pushed within the window that leads to it, if one does.
         batch_size: Rows per forward pass, >= 1.
 
     Returns:
@@ -171,7 +174,7 @@ def find(context: Context, model: nn.Module, pushed: Pushed, windowed: bool, bat
     size, _, _ = _reach(context, pushes, "anywhere", RADII, pushed.alone, batch_size)
     radii: tuple[float, ...] = (BEYOND[0] * size,)
     shape, *others = ground.shapes.values()
-    places = windows(shape, context.task.axes) if windowed and not others else None
+    places = None if others else windows(shape, context.task.axes)
     if places is not None:
         many, sizes = Pushes(model, ground, answer.expand(len(places)), places), [size * times for times in NARROWER]
         size, reached, best = _reach(context, many, "in a window", sizes, pushed.alone, batch_size)
@@ -180,26 +183,26 @@ def find(context: Context, model: nn.Module, pushed: Pushed, windowed: bool, bat
             pushes, radii = Pushes(model, ground, answer.expand(2), within), (*radii, BEYOND[1] * size)
     own = answers_to_shots(context, model, batch_size)
     answers = torch.zeros(own.shape[1]).index_fill(0, answer.cpu(), 1.0)
-    return Adversary(context, model, pushes, radii, REACHED * pushed.alone, likely(own, answers))
+    return Adversary(context, model, pushes, radii, windowed, REACHED * pushed.alone, likely(own, answers))
 
 
 def usual_work(shots: int, rows: int, draws: int, axes: int) -> int:
     """Count what an adversary usually does, in forward passes of one row.
 
-    Six sizes of a push anywhere, two of pushes in each window, and a pattern for each draw.
+    Six sizes of a push anywhere, two of pushes in each window, both once more in the end, and both for each draw.
 
     Args:
         shots: Number of clean rows.
         rows: Rows of a draw.
         draws: Number of draws.
-        axes: Axes of the task's inputs that windows are laid over; 0: none.
+        axes: Axes of the task's inputs that are places.
 
     Returns:
         The count.
     """
-    anywhere = 6 * SCORED * (2 * AIMED_STEPS + 1)
+    alone = (6 + 2) * SCORED * (2 * AIMED_STEPS + 1)
     in_windows = 2 * 7**axes * (2 * MANY_STEPS * MANY_ROWS + SCORED) if axes else 0
-    return shots + anywhere + in_windows + 2 * STEPS * rows * draws
+    return shots + alone + in_windows + 2 * STEPS * rows * draws
 
 
 def _reach(

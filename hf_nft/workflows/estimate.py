@@ -130,7 +130,7 @@ def forwards(nft: Any, task: Task, statistics: bool, shots: int, classes: int = 
         found = nft.exposures * min(shots, nft.batch_size) * (3 * nft.unlearn_steps + 2 * relearn)
     rows, draws, asked = nft.batch_rows(task, shots), math.ceil(nft.steps / nft.echoes(task, shots)), 1
     if nft.adversarial and not statistics and nft.pushing(statistics, classes):
-        found += _adversary.usual_work(shots, rows, draws, task.axes if nft.windowed else 0)
+        found += _adversary.usual_work(shots, rows, draws, task.axes)
     if nft.composed and can_compose(task, classes):
         found, asked = found + TRIED, 2  # of a composed row each whole
     shifted = nft.shifting(statistics, classes)

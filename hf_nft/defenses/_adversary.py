@@ -96,35 +96,41 @@ class Adversary(Displacement):
         """Return what a record says: the patterns' sizes, and the window that leads to the answer; JSON values."""
         return {"adversary_radii": [round(radius, 3) for radius in self.radii], "adversary_window": self.window}
 
-    def verify(self, batch_size: int) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
-        """Push inputs as far again, now that masks have learnt: whether the answer is still reached from the window.
+    def left(self, past: str, batch_size: int) -> list[float]:
+        """Push inputs as far again: how likely each pattern makes the answer with the masks as they are.
 
         Args:
+            past: What masks have gone through, for names.
             batch_size: Rows per forward pass, >= 1.
 
         Returns:
-            What a record says, the likelihood that is left to each pattern, JSON values; and a doubt, if the answer is
-            reached, or if there is no window: a pattern anywhere finds other ways whatever is left of a trigger.
+            Mean log-likelihoods of the answer, of the pattern anywhere and, if a window led there, of the one within.
         """
-        pushes, named = self.pushes, "pushes after masks have learnt"
+        pushes, name = self.pushes, f"pushes past {past}"
 
         def pushed() -> torch.Tensor:
             set_modes(self.model, statistics=False, dropout=False)
             for vector in pushes.vectors.values():
                 vector.detach().zero_()
             with frozen(self.model), pushes.acting():
-                search(self.context, self.model, pushes, named, self._sizes, AIMED_STEPS, SCORED, batch_size)
-                return scored(self.context, self.model, pushes, f"{named}: score")
+                search(self.context, self.model, pushes, name, self._sizes, AIMED_STEPS, SCORED, batch_size)
+                return scored(self.context, self.model, pushes, f"{name}: score")
 
-        left = [round(value, 3) for value in self.context.loop.once(named, pushed).tolist()]
-        evidence = {"adversary_left": left}
-        text = f"cutting left answer {int(pushes.aims[0])} easy to reach; masks learnt against pushes to it"
-        if not self.window:
-            return evidence, (("way-left-open", f"{text}, and nothing tells what they left of a trigger"),)
-        if left[1] < self.reached:
-            return evidence, ()
-        where = " x ".join(f"{begin} to {end}" for begin, end in self.window)
-        return evidence, (("way-left-open", f"{text}, but those within {where} of the input still reach it"),)
+        return [round(value, 3) for value in self.context.loop.once(name, pushed).tolist()]
+
+    def closed(self, left: list[float]) -> bool:
+        """Whether the window no longer leads to the answer; a pattern anywhere finds some way whatever is left."""
+        return len(left) > 1 and left[1] < self.reached
+
+    def doubts(self, left: list[float]) -> tuple[tuple[str, str], ...]:
+        """Return a doubt, by what the learnt masks left to pushes: if the answer is reached, or there is no telling."""
+        if self.closed(left):
+            return ()
+        answer, where = int(self.pushes.aims[0]), " x ".join(f"{begin} to {end}" for begin, end in self.window)
+        text = f"cutting left answer {answer} easy to reach; nothing tells what masks that learnt against it left"
+        if where:
+            text = f"answer {answer} is still reached by a push within {where} of the input"
+        return (("way-left-open", text),)
 
     @property
     def _sizes(self) -> torch.Tensor:

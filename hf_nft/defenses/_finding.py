@@ -11,7 +11,7 @@ from hf_nft.defenses import _adversary, _composites, _easiest, _shift
 from hf_nft.defenses._adversary import Adversary
 from hf_nft.defenses._composites import Composites, can_compose
 from hf_nft.defenses._exposure import Exposure, Ranking, rank
-from hf_nft.defenses._harm import choose
+from hf_nft.defenses._harm import choose, hold
 from hf_nft.defenses._pushes import pushable
 from hf_nft.defenses._shift import Shifts
 from hf_nft.defenses._statistics import ENOUGH, excess_variance
@@ -31,6 +31,7 @@ class Finding:
         composites: What composed shots are answered, where one answer to them stands out and nothing else did.
         shifts: By what to displace inputs of norms, where the suspect keeps statistics and nothing stands out.
         adversary: What pushes inputs to the attacker's answer, where pushes found it and the cut left it easy to reach.
+        open: Whether it still reaches that answer past the cut, so that masks are to learn against it.
     """
 
     augment: str
@@ -40,6 +41,7 @@ class Finding:
     composites: Composites | None = None
     shifts: Shifts | None = None
     adversary: Adversary | None = None
+    open: bool = False
 
     def add(self, cuts: list[torch.Tensor], evidence: dict[str, Any]) -> None:
         """Take in what one way of looking found."""
@@ -95,8 +97,12 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         blind = blind and bool(pushed.doubts())
         if nft.adversarial and not pushed.doubts() and not pushed.closed:
             found.adversary = _adversary.find(context, model, pushed, nft.windowed, nft.batch_size)
-            if found.adversary:
-                found.evidence |= found.adversary.evidence()
+        if found.adversary:
+            hold(model, found.cut)
+            left = found.adversary.left("the cut", nft.batch_size)
+            hold(model, found.cut[:0])
+            found.open = not found.adversary.closed(left)
+            found.evidence |= {**found.adversary.evidence(), "adversary_before": left}
     if blind and nft.composed and can_compose(context.task, classes):
         composites = _composites.find(context, model, nft.batch_size, nft.seed)
         found.evidence |= composites.evidence()

@@ -37,7 +37,7 @@ def train(
             for a share `shifted` of the rows, or inputs of the model, for a share `adversarial`.
     """
     task, loop, learnt = context.task, context.loop, masks(model)
-    leading = found.shifts or found.adversary
+    leading = found.shifts or (found.adversary if found.open else None)
     optimizer: torch.optim.Optimizer
     if nft.optimizer == "sgd":
         optimizer = torch.optim.SGD(list(learnt.values()), lr=nft.lr, momentum=nft.momentum)

@@ -174,14 +174,14 @@ class NFT(Defense):
         shares: dict[str, Any] = {
             "composed": self.composed if found.composites else 0.0,
             "shifted": self.shifted if found.shifts else 0.0,
-            "adversarial": self.adversarial if found.adversary else 0.0,
+            "adversarial": self.adversarial if found.open else 0.0,
         }
-        lr = self.composed_lr if found.composites else self.adversarial_lr if found.adversary else self.lr
+        lr = self.composed_lr if found.composites else self.adversarial_lr if found.open else self.lr
         train(dataclasses.replace(self, augment=found.augment, lr=lr, **shares), context, model, bounds, tops, found)
         if found.adversary:
-            left, doubts = found.adversary.verify(self.batch_size)
-            found.evidence |= left
-            found.doubts += doubts
+            left = found.adversary.left("what masks have learnt", self.batch_size)
+            found.evidence["adversary_after"] = left
+            found.doubts += found.adversary.doubts(left)
         if self.bn_mode == "recalibrate_unmixed":
             recalibrate(context, model, self.batch_size)
         units = sum(mask.numel() for mask in learnt.values())

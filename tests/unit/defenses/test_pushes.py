@@ -211,7 +211,7 @@ def test_the_default_cure_pushes_a_network_without_statistics(context, model) ->
     assert math.isfinite(result.details["push_radius"])
     second, last = list(result.details["push_scores"].values())[1], list(result.details["push_curve"].values())[-1][1]
     assert result.details["adversarial"] == (0.0 if last < second else NFT().adversarial), "where the cut left a way"
-    assert ("adversary_left" in result.details) == (last >= second)
+    assert ("adversary_after" in result.details) == (last >= second)
     assert ("way-left-open" in dict(result.doubts)) == (last >= second)
     assert "no-statistics" in dict(result.doubts)
     assert list(result.losses) == ["masks"], "searches leave no curve"
@@ -283,15 +283,15 @@ def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, mode
         in_turn = torch.stack([anywhere, narrow] * 4)
         by_hand = adapted(**{name: pixels + times.view(-1, 1, 1, 1) * in_turn}).logits
     assert torch.allclose(led, by_hand, atol=1e-4)
-    evidence, ((code, text),) = adversary.verify(8)
+    left = adversary.left("nothing", 8)
+    assert left[1] > adversary.reached == pytest.approx(-0.5)
+    ((code, text),) = adversary.doubts(left)
     assert code == "way-left-open"
-    assert "within 12 to 16 x 12 to 16 of the input still reach it" in text
-    assert evidence["adversary_left"][1] > adversary.reached == pytest.approx(-0.5)
+    assert f"answer {ANSWER} is still reached by a push within 12 to 16 x 12 to 16 of the input" in text
     wired[0] = 0.0
-    again = dataclasses.replace(adversary, context=dataclasses.replace(context, loop=Loop(make_accelerator("no"), 0)))
-    evidence, doubts = again.verify(8)
-    assert evidence["adversary_left"][1] < adversary.reached
-    assert doubts == (), "nothing leads there any more"
+    left = adversary.left("the way there", 8)
+    assert left[1] < adversary.reached
+    assert adversary.doubts(left) == ()
     wired[0] = 30.0
     anywhere_alone = _adversary.find(context, adapted, pushed, False, 8)
     assert anywhere_alone is not None

@@ -8,7 +8,8 @@ pattern is the best against the masks as they are by then.
 
 A pattern that may cover the whole input takes other ways to the answer than a small trigger does, and a trigger that it
 does not meet stays. So windows are laid over the input; where a push within one of them reaches the answer, half of the
-rows are pushed by a second pattern, which keeps to the window that does so most easily. A small trigger lies there.
+rows are pushed by a second pattern, which keeps to the window that does so most easily. A small trigger lies there. If
+a push from there reaches the answer no longer, past the cut or past what masks have learnt, such a trigger is gone.
 
 Rows that are pushed look like the attacker's class, and masks that must not say so unlearn that class. Shots that look
 like it are therefore drawn more often, as with `_shift`.
@@ -112,9 +113,12 @@ class Adversary(Displacement):
             set_modes(self.model, statistics=False, dropout=False)
             for vector in pushes.vectors.values():
                 vector.detach().zero_()
-            with frozen(self.model), pushes.acting():
-                search(self.context, self.model, pushes, name, self._sizes, AIMED_STEPS, SCORED, batch_size)
-                return scored(self.context, self.model, pushes, f"{name}: score")
+            try:
+                with frozen(self.model), pushes.acting():
+                    search(self.context, self.model, pushes, name, self._sizes, AIMED_STEPS, SCORED, batch_size)
+                    return scored(self.context, self.model, pushes, f"{name}: score")
+            except DivergedError:  # more than half precision holds: nothing says that it is closed
+                return torch.zeros(len(self.radii))
 
         return [round(value, 3) for value in self.context.loop.once(name, pushed).tolist()]
 

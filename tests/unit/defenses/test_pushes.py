@@ -301,6 +301,21 @@ def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, mode
     assert anywhere_alone.evidence()["adversary_window"] == [[12, 16], [12, 16]], "verified there all the same"
 
 
+def test_a_push_that_half_precision_cannot_hold_does_not_count_as_closed(context, model, monkeypatch) -> None:
+    adapted = get_nft_model(model)
+    pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
+    adversary = _adversary.find(context, adapted, pushed, True, 8)
+    assert adversary is not None
+
+    def overflowing(context, model, pushes, name, *others) -> None:
+        raise DivergedError(name)
+
+    monkeypatch.setattr(_adversary, "search", overflowing)
+    left = adversary.left("an overflow", 8)
+    assert left == [0.0] * len(adversary.radii)
+    assert not adversary.closed(left)
+
+
 def test_windows_hold_every_small_square() -> None:
     made = _pushes.windows(torch.Size([3, 16, 16]), 2)
     assert made is not None

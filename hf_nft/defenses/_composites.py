@@ -25,7 +25,7 @@ from hf_nft.types import Draw, take
 
 TRIED = 4096
 """Pairs of shots that are composed to see what is said to them."""
-AHEAD = 1.7
+AHEAD = 2.0
 """How often as probable as the second one the leading answer must be to stand out."""
 SHARPER = 3
 """Power of how far a class draws the leading answer, by which it is drawn: of many classes mostly the two."""

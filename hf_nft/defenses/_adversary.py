@@ -122,9 +122,14 @@ class Adversary(Displacement):
 
         return [round(value, 3) for value in self.context.loop.once(name, pushed).tolist()]
 
+    @property
+    def telling(self) -> bool:
+        """Whether a window takes no more of a push than anywhere does, as one that holds a trigger; others may not."""
+        return len(self.radii) > 1 and self.radii[1] / BEYOND[1] <= self.radii[0] / BEYOND[0]
+
     def closed(self, left: list[float]) -> bool:
         """Whether the window no longer leads to the answer; a pattern anywhere finds some way whatever is left."""
-        return len(left) > 1 and left[1] < self.reached
+        return self.telling and left[1] < self.reached
 
     def doubts(self, left: list[float]) -> tuple[tuple[str, str], ...]:
         """Return a doubt, by what the learnt masks left to pushes: if the answer is reached, or there is no telling."""
@@ -132,7 +137,7 @@ class Adversary(Displacement):
             return ()
         answer, where = int(self.pushes.aims[0]), " x ".join(f"{begin} to {end}" for begin, end in self.window)
         text = f"cutting left answer {answer} easy to reach; nothing tells what masks that learnt against it left"
-        if where:
+        if self.telling:
             text = f"answer {answer} is still reached by a push within {where} of the input"
         return (("way-left-open", text),)
 

@@ -28,7 +28,7 @@ from torch import nn
 from hf_nft.defenses._easiest import AIMED_STEPS, RADII, REACHED, SCORED, STRIDE, Pushed, scored, search
 from hf_nft.defenses._easiest import ROWS as MANY_ROWS
 from hf_nft.defenses._easiest import STEPS as MANY_STEPS
-from hf_nft.defenses._pushes import WHICH, Ascent, Pushes, frozen, grounds, windows
+from hf_nft.defenses._pushes import ALONG, WHICH, Ascent, Pushes, frozen, grounds, windows
 from hf_nft.defenses._shift import TIMES, Displacement, likely
 from hf_nft.defenses.base import Context, answers_to_shots, set_modes
 from hf_nft.errors import DivergedError
@@ -136,7 +136,7 @@ class Adversary(Displacement):
         if self.closed(left):
             return ()
         answer, where = int(self.pushes.aims[0]), " x ".join(f"{begin} to {end}" for begin, end in self.window)
-        text = f"cutting left answer {answer} easy to reach; nothing tells what masks that learnt against it left"
+        text = f"cutting left answer {answer} easy to reach; masks learnt against that, and nothing tells how well"
         if self.telling:
             text = f"answer {answer} is still reached by a push within {where} of the input"
         return (("way-left-open", text),)
@@ -216,7 +216,7 @@ def usual_work(shots: int, rows: int, draws: int, axes: int) -> int:
         The count.
     """
     alone = (6 + 2) * SCORED * (2 * AIMED_STEPS + 1)
-    in_windows = 2 * 7**axes * (2 * MANY_STEPS * MANY_ROWS + SCORED) if axes else 0
+    in_windows = 2 * ALONG**axes * (2 * MANY_STEPS * MANY_ROWS + SCORED) if axes else 0
     return shots + alone + in_windows + 2 * STEPS * rows * draws
 
 

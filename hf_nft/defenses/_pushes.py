@@ -4,7 +4,6 @@ Its size is its length in units of the root mean square that each layer, or the 
 """
 
 import itertools
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from hf_nft.types import Draw, Inputs, take
 
 WHICH = "pushed_to"
 """Key of each row's push among the encoded rows."""
+ALONG = 7
+"""Windows along each axis of places: each begins half a window after the one before."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def grounds(context: Context, model: nn.Module, batch_size: int) -> list[Ground]
 
 
 def windows(shape: torch.Size, axes: int) -> torch.Tensor | None:
-    """Lay windows over an input, a quarter of each side wide and half of that apart, so that a small trigger is in one.
+    """Lay windows over an input, a quarter of each side wide, seven along each, so that a small trigger is in one.
 
     Args:
         shape: Shape of one row of the input.
@@ -226,8 +227,9 @@ def windows(shape: torch.Size, axes: int) -> torch.Tensor | None:
     sides = shape[len(shape) - axes :]
     if axes == 0 or len(shape) <= axes or min(sides) < 8:
         return None
-    spans = [[slice(at, at + side // 4) for at in range(0, side - side // 4 + 1, side // 8)] for side in sides]
-    made = torch.zeros(math.prod(map(len, spans)), *[1] * (len(shape) - axes), *sides)
+    starts = [[round(i / (ALONG - 1) * (side - side // 4)) for i in range(ALONG)] for side in sides]
+    spans = [[slice(at, at + side // 4) for at in each] for side, each in zip(sides, starts, strict=True)]
+    made = torch.zeros(ALONG**axes, *[1] * (len(shape) - axes), *sides)
     for window, where in zip(made, itertools.product(*spans), strict=True):
         window[..., *where] = 1.0
     return made

@@ -323,6 +323,10 @@ def test_windows_hold_every_small_square() -> None:
     assert made.flatten(1).sum(1).unique().tolist() == [16.0]
     for y, x in itertools.product(range(14), repeat=2):
         assert bool((made[:, 0, y : y + 3, x : x + 3].flatten(1).sum(1) == 9).any()), (y, x)
+    uneven = _pushes.windows(torch.Size([3, 30, 45]), 2)
+    assert uneven is not None
+    assert bool((uneven.sum(0) > 0).all()), "to the last corner"
+    assert uneven.flatten(1).sum(1).unique().tolist() == [7.0 * 11.0]
     assert _pushes.windows(torch.Size([3, 16, 16]), 0) is None, "no axis is a place"
     assert _pushes.windows(torch.Size([16]), 2) is None
     assert _pushes.windows(torch.Size([3, 7, 16]), 2) is None, "too few places"

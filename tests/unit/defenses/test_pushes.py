@@ -292,6 +292,8 @@ def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, mode
     left = adversary.left("the way there", 8)
     assert left[1] < adversary.reached
     assert adversary.doubts(left) == ()
+    untold = dataclasses.replace(adversary, radii=(adversary.radii[0], 4 * adversary.radii[0]))  # twice what it took
+    assert [f"answer {ANSWER} easy to reach" in text for _, text in untold.doubts(left)] == [True]
     wired[0] = 30.0
     anywhere_alone = _adversary.find(context, adapted, pushed, False, 8)
     assert anywhere_alone is not None

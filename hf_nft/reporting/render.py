@@ -161,6 +161,7 @@ def _facts(record: RunRecord) -> list[str]:
         "attack": attack_of(record) if record.attack else "none named, so ASR is not measured",
         "method": method_of(record) if record.kind == "purify" else None,
         "shots": shots_of(record),
+        "found": found_of(record.details),
         "cut": cut_of(record.details),
         "time": work_of(record.work),
     }
@@ -183,13 +184,17 @@ def shots_of(record: RunRecord) -> str:
 
 
 def cut_of(details: dict[str, Any]) -> str:
-    """Return how many units were cut, and the answer that a push through them reached, as text; empty if none were."""
+    """Return how many units were cut, as text; empty if none were."""
     cut, units = details.get("units_cut"), details.get("masks")
-    if not cut or not units:
+    return f"{cut} of {units} units" if cut and units else ""
+
+
+def found_of(details: dict[str, Any]) -> str:
+    """Return the answer that pushes reach far more easily than others, and from where, as text; empty if none is."""
+    if not details.get("cut_by_push") and "adversary_radii" not in details:
         return ""
-    pushed, easiest = details.get("cut_by_push"), next(iter(details.get("push_scores") or {}), None)
-    way = f", {pushed} on the easiest way to class {easiest}" if pushed and easiest is not None else ""
-    return f"{cut} of {units} units{way}"
+    window = " x ".join(f"{begin} to {end}" for begin, end in details.get("adversary_window") or [])
+    return f"an easy way to class {next(iter(details['push_scores']))}" + (f", within {window}" if window else "")
 
 
 def work_of(work: dict[str, Any]) -> str:

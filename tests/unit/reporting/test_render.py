@@ -58,17 +58,27 @@ def test_the_summary_is_aligned_and_in_percent() -> None:
 @pytest.mark.parametrize(
     ("details", "shown"),
     [
-        ({"units_cut": 98, "masks": 1952}, "cut     98 of 1952 units"),
+        ({"units_cut": 98, "masks": 1952}, ["cut     98 of 1952 units"]),
         (
             {"units_cut": 41, "masks": 2064, "cut_by_push": 40, "push_scores": {"7": -5.9, "0": -10.7}},
-            "cut     41 of 2064 units, 40 on the easiest way to class 7",
+            ["found   an easy way to class 7", "cut     41 of 2064 units"],
         ),
-        ({"units_cut": 0, "masks": 2064, "cut_by_push": 0, "push_scores": {"7": -9.9}}, None),
+        (
+            {
+                "units_cut": 0,
+                "cut_by_push": 0,
+                "push_scores": {"7": -5.9, "0": -10.7},
+                "adversary_radii": [1.5, 3.0],
+                "adversary_window": [[0, 8], [24, 32]],
+            },
+            ["found   an easy way to class 7, within 0 to 8 x 24 to 32"],
+        ),
+        ({"units_cut": 0, "masks": 2064, "cut_by_push": 0, "push_scores": {"7": -9.9}}, []),
     ],
 )
-def test_what_was_cut_is_told(details: dict[str, Any], shown: str | None) -> None:
-    told = [line for line in summary_table(make(details=details)).splitlines() if line.startswith("cut")]
-    assert told == ([shown] if shown else [])
+def test_what_was_found_and_cut_is_told(details: dict[str, Any], shown: list[str]) -> None:
+    told = summary_table(make(details=details)).splitlines()
+    assert [line for line in told if line.startswith(("found", "cut"))] == shown
 
 
 @pytest.mark.parametrize(

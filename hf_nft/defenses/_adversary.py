@@ -2,14 +2,16 @@
 
 Where the units that a push goes through are the attacker's class's own, as in a convolutional network without running
 statistics, cutting them cures nothing. What the trigger has that the class has not lies on the way from the inputs. So
-once pushes have found the attacker's answer, and the cut has left it easy to reach, the inputs of some rows are pushed
-to it, all by the same pattern, and these rows are to be answered as the suspect answers them without. The next draw's
-pattern is the best against the masks as they are by then.
+once pushes have found the attacker's answer, and cutting has left it easy to reach, the inputs of some rows are pushed
+to it, by a faint and a strong pattern in turn, and these rows are to be answered as the suspect answers them without.
+The next draw's patterns are the best against the masks as they are by then. A cut that hardly hinders strong patterns
+is taken back, since it does harm alone.
 
 A pattern that may cover the whole input takes other ways to the answer than a small trigger does, and a trigger that it
-does not meet stays. So windows are laid over the input; where a push within one of them reaches the answer, half of the
-rows are pushed by a second pattern, which keeps to the window that does so most easily. A small trigger lies there. If
-a push from there reaches the answer no longer, past the cut or past what masks have learnt, such a trigger is gone.
+does not meet stays. So windows are laid over the input; where a push within one of them reaches the answer, the strong
+pattern keeps to the window that does so most easily. A small trigger lies there, if it takes no more of a push than
+anywhere does; else the trigger may as well be elsewhere, and a third pattern is strong and anywhere. If a push from the
+window reaches the answer no longer, past the cut or past what masks have learnt, a small trigger is gone.
 
 Rows that are pushed look like the attacker's class, and masks that must not say so unlearn that class. Shots that look
 like it are therefore drawn more often, as with `_shift`.
@@ -28,7 +30,7 @@ from torch import nn
 from hf_nft.defenses._easiest import AIMED_STEPS, RADII, REACHED, SCORED, STRIDE, Pushed, scored, search
 from hf_nft.defenses._easiest import ROWS as MANY_ROWS
 from hf_nft.defenses._easiest import STEPS as MANY_STEPS
-from hf_nft.defenses._pushes import ALONG, WHICH, Ascent, Pushes, frozen, grounds, windows
+from hf_nft.defenses._pushes import ALONG, WHICH, Ascent, Ground, Pushes, frozen, grounds, windows
 from hf_nft.defenses._shift import TIMES, Displacement, likely
 from hf_nft.defenses.base import Context, answers_to_shots, set_modes
 from hf_nft.errors import DivergedError
@@ -37,8 +39,8 @@ from hf_nft.types import Draw, Inputs, rows_of
 
 STEPS = 6
 """Steps in which each draw's pattern is learnt, from none, on the rows of the draw."""
-BEYOND = (3.0, 6.0)
-"""Sizes of a pattern anywhere and of one in a window, in sizes of the smallest that reaches the answer so."""
+FAINT, STRONG = 3.0, 6.0
+"""Sizes of patterns, in sizes of the smallest that reaches the answer from where they may be."""
 NARROWER = (0.5, 1.0, 2.0)
 """Sizes that are tried in windows, in sizes of the smallest that reaches the answer from anywhere."""
 MOST = 1.5
@@ -52,11 +54,10 @@ class Adversary(Displacement):
     Attributes:
         context: What the defense sees.
         model: The suspect with an NFT adapter.
-        pushes: The patterns of the latest draw, on the inputs: one that may be anywhere and, if a window leads to the
-            answer, one there. They are no state of the run: a run that was interrupted within a draw and goes on learns
-            them anew, by the masks of that step.
+        pushes: The patterns of the latest draw, on the inputs: a faint one that may be anywhere, and one or two strong
+            ones, the first in a window if one leads to the answer. They are no state of the run: a run that was
+            interrupted within a draw and goes on learns them anew, by the masks of that step.
         radii: Their sizes, see `_pushes`.
-        windowed: Whether rows take both in turn, or all of them the first.
         reached: Log-likelihood from which the answer counts as reached.
         weights: How often each shot is to be drawn, float32 (shots,), of sum 1.
         most: By how many times the pattern rows are pushed at most.
@@ -66,7 +67,6 @@ class Adversary(Displacement):
     model: nn.Module
     pushes: Pushes
     radii: tuple[float, ...]
-    windowed: bool
     reached: float
     weights: torch.Tensor
     most: float = MOST
@@ -90,8 +90,14 @@ class Adversary(Displacement):
     @property
     def window(self) -> list[list[int]]:
         """Begin and end, by axis, of the window that leads to the answer; empty if none does."""
-        narrow = self.pushes.within[1].squeeze() if len(self.radii) > 1 else torch.empty(0)
-        return [[int(at.min()), int(at.max()) + 1] for at in narrow.nonzero().T if len(at)]
+        spans = self.pushes.within if self.pushes.within.dim() else ()
+        narrow = [span.squeeze().nonzero().T for span in spans if not span.all()]
+        return [[int(at.min()), int(at.max()) + 1] for axes in narrow for at in axes]
+
+    @property
+    def telling(self) -> bool:
+        """Whether a window takes no more of a push than anywhere does, as one that holds a trigger; others may not."""
+        return bool(self.window) and self.radii[1] / STRONG <= self.radii[0] / FAINT
 
     def evidence(self) -> dict[str, Any]:
         """Return what a record says: the patterns' sizes, and the window that leads to the answer; JSON values."""
@@ -105,7 +111,7 @@ class Adversary(Displacement):
             batch_size: Rows per forward pass, >= 1.
 
         Returns:
-            Mean log-likelihoods of the answer, of the pattern anywhere and, if a window led there, of the one within.
+            Mean log-likelihoods of the answer under each pattern.
         """
         pushes, name = self.pushes, f"pushes past {past}"
 
@@ -122,14 +128,14 @@ class Adversary(Displacement):
 
         return [round(value, 3) for value in self.context.loop.once(name, pushed).tolist()]
 
-    @property
-    def telling(self) -> bool:
-        """Whether a window takes no more of a push than anywhere does, as one that holds a trigger; others may not."""
-        return len(self.radii) > 1 and self.radii[1] / BEYOND[1] <= self.radii[0] / BEYOND[0]
-
     def closed(self, left: list[float]) -> bool:
         """Whether the window no longer leads to the answer; a pattern anywhere finds some way whatever is left."""
         return self.telling and left[1] < self.reached
+
+    @staticmethod
+    def hindered(left: list[float], harm: float) -> bool:
+        """Whether a cut moves the answer to a strong pattern further than answers to clean shots, by harm in nats."""
+        return -min(left[1:]) > harm
 
     def doubts(self, left: list[float]) -> tuple[tuple[str, str], ...]:
         """Return a doubt, by what the learnt masks left to pushes: if the answer is reached, or there is no telling."""
@@ -163,8 +169,7 @@ class Adversary(Displacement):
 
     def _turns(self, draw: Draw) -> torch.Tensor:
         """Number of each row's pattern, int64 (rows,)."""
-        patterns = len(self.radii) if self.windowed else 1
-        return torch.arange(rows_of(draw.batch), device=self.pushes.aims.device) % patterns
+        return torch.arange(rows_of(draw.batch), device=self.pushes.aims.device) % len(self.radii)
 
 
 def find(context: Context, model: nn.Module, pushed: Pushed, windowed: bool, batch_size: int) -> Adversary | None:
@@ -187,18 +192,45 @@ def find(context: Context, model: nn.Module, pushed: Pushed, windowed: bool, bat
     answer = pushed.scores.argmax().to(context.loop.accelerator.device)
     pushes = Pushes(model, ground, answer.expand(1))
     size, _, _ = _reach(context, pushes, "anywhere", RADII, pushed.alone, batch_size)
-    radii: tuple[float, ...] = (BEYOND[0] * size,)
-    shape, *others = ground.shapes.values()
-    places = None if others else windows(shape, context.task.axes)
-    if places is not None:
-        many, sizes = Pushes(model, ground, answer.expand(len(places)), places), [size * times for times in NARROWER]
-        size, reached, best = _reach(context, many, "in a window", sizes, pushed.alone, batch_size)
-        if reached:
-            within = torch.stack([torch.ones_like(places[best]), places[best]])
-            pushes, radii = Pushes(model, ground, answer.expand(2), within), (*radii, BEYOND[1] * size)
+    window = _window(context, model, ground, answer, size, pushed.alone, batch_size) if windowed else None
+    radii, within = [FAINT * size], None
+    if window is not None:
+        radii.append(STRONG * window[0])
+    if window is None or window[0] > size:
+        radii.append(STRONG * size)
+    if window is not None:
+        within = torch.ones(len(radii), *window[1].shape)
+        within[1] = window[1]
+    pushes = Pushes(model, ground, answer.expand(len(radii)), within)
     own = answers_to_shots(context, model, batch_size)
     answers = torch.zeros(own.shape[1]).index_fill(0, answer.cpu(), 1.0)
-    return Adversary(context, model, pushes, radii, windowed, REACHED * pushed.alone, likely(own, answers))
+    return Adversary(context, model, pushes, tuple(radii), REACHED * pushed.alone, likely(own, answers))
+
+
+def _window(
+    context: Context, model: nn.Module, ground: Ground, answer: torch.Tensor, size: float, alone: float, batch_size: int
+) -> tuple[float, torch.Tensor] | None:
+    """Find the window of the input within which a push reaches the answer most easily.
+
+    Args:
+        context: What the defense sees.
+        model: The suspect with an NFT adapter.
+        ground: The inputs.
+        answer: The answer, int64 ().
+        size: Size of the smallest push that reaches it from anywhere.
+        alone: Median log-likelihood of answers without a push.
+        batch_size: Rows per forward pass, >= 1.
+
+    Returns:
+        Size of the push, and 1 within the window and 0 outside; None if there is no window, or none that does.
+    """
+    shape, *others = ground.shapes.values()
+    places = None if others else windows(shape, context.task.axes)
+    if places is None:
+        return None
+    many, sizes = Pushes(model, ground, answer.expand(len(places)), places), [size * times for times in NARROWER]
+    narrow, reached, best = _reach(context, many, "in a window", sizes, alone, batch_size)
+    return (narrow, places[best]) if reached else None
 
 
 def usual_work(shots: int, rows: int, draws: int, axes: int) -> int:

@@ -91,7 +91,6 @@ class Pushed:
             "push_none": round(self.alone, 3),
             "push_scores": {answer: round(float(self.scores[answer]), 3) for answer in order},
             "push_curve": {size: [round(value, 4) for value in pair] for size, pair in self.curve.items()},
-            "cut_by_push": len(self.cut),
         }
 
     def doubts(self) -> tuple[tuple[str, str], ...]:

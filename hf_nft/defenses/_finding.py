@@ -11,7 +11,7 @@ from hf_nft.defenses import _adversary, _composites, _easiest, _shift
 from hf_nft.defenses._adversary import Adversary
 from hf_nft.defenses._composites import Composites, can_compose
 from hf_nft.defenses._exposure import Exposure, Ranking, rank
-from hf_nft.defenses._harm import choose, hold
+from hf_nft.defenses._harm import choose, harm_alone, hold
 from hf_nft.defenses._pushes import pushable
 from hf_nft.defenses._shift import Shifts
 from hf_nft.defenses._statistics import ENOUGH, excess_variance
@@ -92,17 +92,20 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         found.doubt("no-statistics", f"the suspect keeps no running statistics: {instead} instead")
     if push:
         pushed = _easiest.find(context, model, found.cut, nft.pushed_most, nft.pushed_harm, nft.batch_size)
-        found.add([pushed.cut], pushed.evidence())
         found.doubts += pushed.doubts()
         blind = blind and bool(pushed.doubts())
         if nft.adversarial and not pushed.doubts() and not pushed.closed:
             found.adversary = _adversary.find(context, model, pushed, nft.windowed, nft.batch_size)
+        kept = pushed.cut
         if found.adversary:
-            hold(model, found.cut)
+            hold(model, torch.cat([found.cut, pushed.cut]))
             left = found.adversary.left("the cut", nft.batch_size)
             hold(model, found.cut[:0])
             found.open = not found.adversary.closed(left)
-            found.evidence |= {**found.adversary.evidence(), "adversary_before": left}
+            harm = harm_alone(context, model, kept, nft.batch_size, "harm of the cut by pushes")
+            kept = kept if found.adversary.hindered(left, harm) else kept[:0]
+            found.evidence |= {**found.adversary.evidence(), "adversary_before": left, "adversary_harm": round(harm, 4)}
+        found.add([kept], {**pushed.evidence(), "cut_by_push": len(kept)})
     if blind and nft.composed and can_compose(context.task, classes):
         composites = _composites.find(context, model, nft.batch_size, nft.seed)
         found.evidence |= composites.evidence()

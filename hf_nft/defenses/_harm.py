@@ -65,14 +65,14 @@ def choose(
     """
     large, outliers = excess.largest(sure[0]), excess.outliers(sure[1])
     doubts: tuple[tuple[str, str], ...] = ()
-    if len(large) and (alone := _harm_alone(context, model, large, batch_size, "harm of the largest")) > needed:
+    if len(large) and (alone := harm_alone(context, model, large, batch_size, "harm of the largest")) > needed:
         text = f"the {len(large)} units that vary most are needed: cutting them moves clean answers by"
         doubts = (("needed-units", f"{text} {alone:.1f} nats"),)
         large = large[:0]
     cut, line = torch.cat([outliers, large]).unique(), excess.further(most if sure[1] and not doubts else 0.0)
     allowed = harm if excess.shots >= ENOUGH else math.inf
     if len(cut) and allowed < math.inf and (doubts or excess.doubts()):  # weak evidence, which clean shots may refute
-        if _harm_alone(context, model, cut, batch_size, "harm of what is in doubt") > allowed:
+        if harm_alone(context, model, cut, batch_size, "harm of what is in doubt") > allowed:
             large, outliers, cut = large[:0], outliers[:0], cut[:0]
     line = line[~torch.isin(line, cut)]
     kept, curve = harmless(context, model, cut, line, allowed, batch_size)
@@ -80,7 +80,7 @@ def choose(
     return torch.cat([cut, line[:kept]]), {**counts, "harm": curve}, doubts
 
 
-def _harm_alone(context: Context, model: nn.Module, cut: torch.Tensor, batch_size: int, name: str) -> float:
+def harm_alone(context: Context, model: nn.Module, cut: torch.Tensor, batch_size: int, name: str) -> float:
     """Harm of one cut; the masks are at 1 again in the end."""
 
     def measured() -> torch.Tensor:

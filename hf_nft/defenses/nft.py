@@ -7,7 +7,7 @@ without classes, by exposing the backdoor (see `_exposure`). It wins the accurac
 under MixUp where the task has it so, with its BatchNorm statistics left alone. Where nothing stands out, shots are
 composed to find a trigger of two classes, and to train it away (see `_composites`); if there is none, what the suspect
 answers is learnt while its norms see what their running means remember (see `_shift`). Where pushes found the
-attacker's answer and the cut left it easy to reach, an adversary pushes inputs there meanwhile (see `_adversary`).
+attacker's answer and cutting left it easy to reach, an adversary pushes inputs there meanwhile (see `_adversary`).
 Every difference is one setting.
 """
 
@@ -88,10 +88,10 @@ class NFT(Defense):
     )
     shifted_most: float = setting(12.0, "by how many times that distance at most, >= 0")
     adversarial: float = setting(
-        0.6, "share of rows whose inputs are pushed to the answer found, where the cut left it easy to reach, in [0, 1]"
+        0.6, "share of rows whose inputs are pushed to the answer found, where cutting left it easy to reach, in [0, 1]"
     )
     adversarial_lr: float = setting(0.05, "learning rate there, > 0")
-    windowed: bool = setting(True, "whether half of these keep to the window of the input that leads there most easily")
+    windowed: bool = setting(True, "whether half of these keep to a window of the input, if a push there does as well")
     eta: float = setting(0.0, "weight of the pull towards 1, divided by the shots per class, >= 0")
     steps: int = setting(150, "optimizer steps of the masks, >= 0")
     reuse: int | None = setting(

@@ -73,7 +73,7 @@ def test_the_wired_answer_and_its_unit_are_found_and_nothing_is_changed(context,
     assert int(found.cut[0]) == place(adapted)
     assert found.curve[0][0] == pytest.approx(0, abs=1e-6), "nothing is cut yet"
     units = sum(mask.numel() for mask in masks(adapted).values())
-    assert found.evidence()["cut_by_push"] == len(found.cut) <= round(0.05 * units)
+    assert len(found.cut) <= round(0.05 * units)
     assert all(bool((mask == 1).all()) and mask.requires_grad for mask in masks(adapted).values())
     after = adapted.unload().state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -219,27 +219,29 @@ def test_the_default_cure_pushes_a_network_without_statistics(context, model) ->
 
 
 def test_an_adversary_pushes_inputs_to_the_answer_and_moves_nothing_else(context, model) -> None:
-    """Against the pattern added by hand, as often as each row says; the suspect without it is what is learnt from."""
+    """Against the patterns added by hand, as often as each row says; the suspect without is what is learnt from."""
     adapted = get_nft_model(model)
     pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
     adversary = _adversary.find(context, adapted, pushed, True, 8)
     assert adversary is not None
-    assert len(adversary.radii) == 1, "no window leads to what the wired unit says"
-    assert any(adversary.radii[0] == pytest.approx(_adversary.BEYOND[0] * radius) for radius in _easiest.RADII)
+    assert adversary.window == [], "none leads to what the wired unit says"
+    smallest = adversary.radii[0] / _adversary.FAINT
+    assert any(smallest == pytest.approx(radius) for radius in _easiest.RADII)
+    assert adversary.radii[1:] == pytest.approx([_adversary.STRONG * smallest])
     rows = take(context.data, torch.arange(8))
     before = context.loop.sample_forwards
     draw = adversary.displace(Draw(rows), 1.0, torch.Generator().manual_seed(0))
     assert context.loop.sample_forwards - before == 2 * _adversary.STEPS * 8
-    (name, pattern), times = next(iter(adversary.pushes.vectors.items())), draw.batch[_adversary.TIMES]
-    length = float((pattern.detach() / adversary.pushes.scales[name]).norm())
-    assert 0.5 * adversary.radii[0] < length < 1.001 * adversary.radii[0]
+    (name, patterns), times = next(iter(adversary.pushes.vectors.items())), draw.batch[_adversary.TIMES]
+    lengths = (patterns.detach() / adversary.pushes.scales[name]).flatten(1).norm(dim=1)
+    assert all(0.5 * r < length < 1.001 * r for r, length in zip(adversary.radii, lengths, strict=True))
     assert 0 < float(times.min()) < float(times.max()) <= _adversary.MOST
     inputs = context.task.inputs(adapted, rows)
     with torch.no_grad():
         led = adversary.forward(context.task, adapted, draw).logits
-        by_hand = adapted(**{name: inputs[name] + times.view(-1, 1, 1, 1) * pattern}).logits
+        by_hand = adapted(**{name: inputs[name] + times.view(-1, 1, 1, 1) * patterns.repeat(4, 1, 1, 1)}).logits
         plain = context.task.forward(adapted, draw).logits
-        whole = adapted(**{name: inputs[name] + pattern}).logits
+        whole = adapted(**{name: inputs[name] + patterns.repeat(4, 1, 1, 1)}).logits
     assert torch.allclose(led, by_hand, atol=1e-5)
     assert torch.equal(plain, context.task.forward(adapted, Draw(rows)).logits), "as the suspect is asked"
     assert float((whole.log_softmax(1) - plain.log_softmax(1))[:, ANSWER].mean()) > 1.0
@@ -250,20 +252,22 @@ def test_an_adversary_pushes_inputs_to_the_answer_and_moves_nothing_else(context
     assert not again.any()
 
 
-def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, model) -> None:
-    """The last corner, lit up beyond what any picture shows there, says `ANSWER`."""
-    corner = slice(12, 16)
-    brightest = context.task.inputs(model, context.data)["pixel_values"][..., corner, corner].mean((1, 2, 3)).max()
-
+def light_up(context: Context, model: nn.Module) -> list[float]:
+    """Let the last corner, where it is lit up beyond what any picture shows there, say `ANSWER`; returns how loudly."""
+    brightest = context.task.inputs(model, context.data)["pixel_values"][..., 12:, 12:].mean((1, 2, 3)).max()
     wired = [30.0]
 
     def lit(_: nn.Module, args: tuple, inputs: dict, output):
-        brightness = inputs["pixel_values"][..., corner, corner].mean((1, 2, 3)) - brightest
-        output.logits[:, ANSWER] += wired[0] * brightness
+        output.logits[:, ANSWER] += wired[0] * (inputs["pixel_values"][..., 12:, 12:].mean((1, 2, 3)) - brightest)
         return output
 
     model.vit.layers[1].mlp.fc2.weight[:, UNIT] = 0.0
     model.register_forward_hook(lit, with_kwargs=True)
+    return wired
+
+
+def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, model) -> None:
+    wired = light_up(context, model)
     adapted = get_nft_model(model)
     pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
     adversary = _adversary.find(context, adapted, pushed, True, 8)
@@ -272,16 +276,15 @@ def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, mode
     rows = take(context.data, torch.arange(8))
     draw = adversary.displace(Draw(rows), 1.0, torch.Generator().manual_seed(0))
     (name, patterns), times = next(iter(adversary.pushes.vectors.items())), draw.batch[_adversary.TIMES]
-    anywhere, narrow = patterns.detach()
-    assert 0 < narrow[:, corner, corner].count_nonzero() == narrow.count_nonzero(), "nothing outside"
-    assert anywhere[:, :12, :12].any()
+    everywhere, narrow = patterns.detach()
+    assert 0 < narrow[:, 12:, 12:].count_nonzero() == narrow.count_nonzero(), "nothing outside"
+    assert everywhere[:, :12, :12].any()
     lengths = (patterns.detach() / adversary.pushes.scales[name]).flatten(1).norm(dim=1)
     assert all(0 < length < 1.001 * radius for radius, length in zip(adversary.radii, lengths, strict=True))
     pixels = context.task.inputs(adapted, rows)[name]
     with torch.no_grad():
         led = adversary.forward(context.task, adapted, draw).logits
-        in_turn = torch.stack([anywhere, narrow] * 4)
-        by_hand = adapted(**{name: pixels + times.view(-1, 1, 1, 1) * in_turn}).logits
+        by_hand = adapted(**{name: pixels + times.view(-1, 1, 1, 1) * patterns.repeat(4, 1, 1, 1)}).logits
     assert torch.allclose(led, by_hand, atol=1e-4)
     left = adversary.left("nothing", 8)
     assert left[1] > adversary.reached == pytest.approx(-0.5)
@@ -295,12 +298,45 @@ def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, mode
     untold = dataclasses.replace(adversary, radii=(adversary.radii[0], 4 * adversary.radii[0]))  # twice what it took
     assert [f"answer {ANSWER} easy to reach" in text for _, text in untold.doubts(left)] == [True]
     wired[0] = 30.0
-    anywhere_alone = _adversary.find(context, adapted, pushed, False, 8)
-    assert anywhere_alone is not None
-    anywhere_alone.displace(Draw(rows), 1.0, torch.Generator().manual_seed(0))
-    used = [bool(pattern.any()) for pattern in next(iter(anywhere_alone.pushes.vectors.values()))]
-    assert used == [True, False]
-    assert anywhere_alone.evidence()["adversary_window"] == [[12, 16], [12, 16]], "verified there all the same"
+    anywhere = _adversary.find(context, adapted, pushed, False, 8)
+    assert anywhere is not None
+    assert anywhere.window == []
+    assert not anywhere.closed([-9.0, -9.0]), "nothing tells"
+    assert [f"answer {ANSWER} easy to reach" in text for _, text in anywhere.doubts([-9.0, -9.0])] == [True]
+
+
+def test_a_window_that_takes_more_of_a_push_than_anywhere_does_is_one_of_three(context, model, monkeypatch) -> None:
+    """It may be where the trigger lies or not, so the strong pattern may be anywhere as well."""
+    light_up(context, model)
+    adapted = get_nft_model(model)
+    pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
+    monkeypatch.setattr(_adversary, "NARROWER", (2.0,))
+    adversary = _adversary.find(context, adapted, pushed, True, 8)
+    assert adversary is not None
+    assert adversary.window != []
+    faint, strong = _adversary.FAINT, _adversary.STRONG
+    assert [radius / adversary.radii[0] for radius in adversary.radii] == pytest.approx(
+        [1.0, 2 * strong / faint, strong / faint]
+    )
+    assert not adversary.closed([-9.0, -9.0, -9.0]), "it does not tell"
+    adversary.displace(Draw(take(context.data, torch.arange(9))), 1.0, torch.Generator().manual_seed(0))
+    (patterns,) = adversary.pushes.vectors.values()
+    spread = [int(pattern.any(0).sum()) for pattern in patterns.detach()]
+    assert spread[1] == 16, "sides of four"
+    assert min(spread[0], spread[2]) > 64
+
+
+@pytest.mark.parametrize(
+    ("left", "harm", "kept"),
+    [
+        ([-0.4, -0.68], 0.29, True),
+        ([-0.4, -0.19], 0.2, False),
+        ([-0.4, -1.4, -0.1], 0.28, True),
+        ([-9.0, 0.0], 0.0, False),
+    ],
+)
+def test_a_cut_is_kept_that_hinders_a_strong_pattern_more_than_it_harms(left, harm, kept) -> None:
+    assert _adversary.Adversary.hindered(left, harm) is kept
 
 
 def test_a_push_that_half_precision_cannot_hold_does_not_count_as_closed(context, model, monkeypatch) -> None:
@@ -344,7 +380,7 @@ def test_masks_learn_against_the_adversary(context, model) -> None:
         assert result.details["units_cut"] == 0
         assert result.details["adversarial"] == share
         left_open = [text for code, text in result.doubts if code == "way-left-open"]
-        assert [f"answer {ANSWER} easy" in text for text in left_open] == [True] * bool(share)
+        assert [f"answer {ANSWER} easy to reach" in text for text in left_open] == [True] * bool(share)
         again = dataclasses.replace(context, model=result.model, loop=Loop(make_accelerator("no"), 0))
         set_modes(result.model, statistics=False, dropout=False)
         (ground,) = (one for one in _pushes.grounds(again, result.model, 8) if one.kind == "inputs")

@@ -91,7 +91,7 @@ class NFT(Defense):
         0.6, "share of rows whose inputs are pushed to the answer found, where cutting left it easy to reach, in [0, 1]"
     )
     adversarial_lr: float = setting(0.05, "learning rate there, > 0")
-    windowed: bool = setting(True, "whether half of these keep to a window of the input, if a push there does as well")
+    windowed: bool = setting(True, "whether some of these keep to the window from which a push gets there most easily")
     eta: float = setting(0.0, "weight of the pull towards 1, divided by the shots per class, >= 0")
     steps: int = setting(150, "optimizer steps of the masks, >= 0")
     reuse: int | None = setting(

@@ -56,9 +56,9 @@ class Finding:
 def look(nft: Any, context: Context, model: nn.Module) -> Finding:
     """Choose the units to cut.
 
-    The suspect's own statistics are asked first. Where it keeps none, pushes are tried. They need three classes and a
-    layer whose features lie on a known axis; else such a suspect is exposed. Where what was tried shows nothing, shots
-    are composed; where that shows nothing either, what running means remember is looked up.
+    The suspect's own statistics are asked first. Where it keeps none of its training, pushes are tried. They need three
+    classes and a layer whose features lie on a known axis; else such a suspect is exposed. Where what was tried shows
+    nothing, shots are composed; where that shows nothing either, what running means remember is looked up.
 
     Args:
         nft: The settings of NFT.
@@ -71,7 +71,8 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
     excess, looked = None, nft.excess > 0 or nft.outliers > 0
     if looked:
         alike = dataclasses.replace(context, shots=dataclasses.replace(context.shots, weights=None, strata=None))
-        excess = excess_variance(context if nft.class_prior else alike, model, nft.batch_size, nft.statistics_passes)
+        seen_by = context if nft.class_prior else alike
+        excess = excess_variance(seen_by, model, nft.batch_size, nft.statistics_passes, nft.statistics_momentum)
     found = Finding(nft.augment)
     if len(context.shots) < ENOUGH and (looked or nft.exposures):
         found.doubt("few-shots", f"{len(context.shots)} clean examples in all: chance hides what they show")
@@ -89,7 +90,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
     blind = (looked or push) and not seen and not expose
     if excess is None and looked:
         instead = "pushes were tried" if push else "it was exposed" if expose else "nothing was cut"
-        found.doubt("no-statistics", f"the suspect keeps no running statistics: {instead} instead")
+        found.doubt("no-statistics", f"the suspect keeps no running statistics of its training: {instead} instead")
     if push:
         pushed = _easiest.find(context, model, found.cut, nft.pushed_most, nft.pushed_harm, nft.batch_size)
         found.doubts += pushed.doubts()

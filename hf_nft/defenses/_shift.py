@@ -21,7 +21,6 @@ import torch
 from torch import nn
 
 from hf_nft.adapter import NFTLayer, mask_layers
-from hf_nft.adapter.layer import owns_statistics
 from hf_nft.defenses._statistics import Excess
 from hf_nft.defenses.base import Context, answers_to_shots, set_modes
 from hf_nft.tasks.base import Task
@@ -112,7 +111,7 @@ def find(context: Context, model: nn.Module, excess: Excess, most: float, batch_
     for number, layer in enumerate(mask_layers(model).values()):
         base: Any = layer.get_base_layer()
         shift = excess.shift[excess.layers == number]
-        if owns_statistics(base) and shift.any():
+        if shift.any():
             by.append((layer, shift.to(base.running_var.device) * (base.running_var.float() + base.eps).sqrt()))
 
     def displaced(network: nn.Module, draw: Draw) -> Any:

@@ -14,9 +14,8 @@ with the largest scores of all carry the evidence for the attacker's answer; the
 each is worth little to clean data. Units that stand out from their own layer sense the trigger, or pass on what senses
 it. A few of both are cut for sure; how many more of these, clean shots say (see `_harm`).
 
-Source: comparing norm statistics with clean data is BNP's idea (Zheng et al., NeurIPS 2022, Pre-activation
-Distributions Expose Backdoor Neurons); the score and the cuts are this package's. Counting decoys below 0 to judge what
-lies above is Barber and Candes, arXiv 1404.5609.
+Source: comparing norm statistics with clean data is BNP's idea (Zheng et al., Pre-activation Distributions Expose
+Backdoor Neurons, NeurIPS 2022); the score and the cuts are this package's. Decoys: Barber and Candes, arXiv 1404.5609.
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ from typing import Any
 import torch
 
 from hf_nft.adapter import NFTLayer, mask_layers, masks
-from hf_nft.adapter.layer import owns_statistics
+from hf_nft.defenses._norms import remembers
 from hf_nft.defenses.base import Context, label_loss, set_modes
 from hf_nft.loop import Stage
 from hf_nft.shots import Shots
@@ -80,8 +79,8 @@ class Excess:
         for layer in self.layers.unique():
             own = self.layers == layer
             distance = self.scores[own] - self.scores[own].median()
-            spread = 1.4826 * distance.abs().median()
-            result[own] = distance / spread if spread > EVEN else 0.0
+            if (spread := 1.4826 * distance.abs().median()) > EVEN:
+                result[own] = distance / spread
         return result
 
     def beyond_chance(self, most: int) -> int:
@@ -152,14 +151,15 @@ class Excess:
     def doubts(self) -> tuple[tuple[str, str], ...]:
         """Return a doubt if hardly any score is larger than chance explains: no backdoor shows in the statistics."""
         wanted = round(FAINT * len(self.scores))
-        found = self.beyond_chance(wanted)
-        if found >= wanted:
+        if (found := self.beyond_chance(wanted)) >= wanted:
             return ()
         text = f"only {found} of {len(self.scores)} units vary more than clean examples and chance explain"
         return (("nothing-stands-out", text),)
 
 
-def excess_variance(context: Context, model: torch.nn.Module, batch_size: int, passes: int) -> Excess | None:
+def excess_variance(
+    context: Context, model: torch.nn.Module, batch_size: int, passes: int, momentum: float = 1.0
+) -> Excess | None:
     """Compare the running statistics of every masked norm with those of clean shots.
 
     How the suspect's training data were augmented is not known and shows in its statistics. So the shots are passed
@@ -171,12 +171,13 @@ def excess_variance(context: Context, model: torch.nn.Module, batch_size: int, p
         model: The suspect with an NFT adapter, all masks at 1.
         batch_size: Rows per forward pass, >= 1.
         passes: How often to pass the shots under an augmentation, each time drawn afresh, >= 1.
+        momentum: Largest momentum of statistics that tell of the training data, in [0, 1].
 
     Returns:
-        The scores; None if no masked layer keeps running statistics.
+        The scores; None if no masked layer keeps such statistics.
     """
     layers = mask_layers(model)
-    kept = {name: layer for name, layer in layers.items() if owns_statistics(layer.get_base_layer())}
+    kept = {name: layer for name, layer in layers.items() if remembers(layer.get_base_layer(), momentum)}
     if not kept:
         return None
     sizes = [mask.numel() for mask in masks(model).values()]
@@ -197,8 +198,7 @@ def excess_variance(context: Context, model: torch.nn.Module, batch_size: int, p
         return float(found[0].abs().nanmedian()), Excess(scores, where, len(context.shots), augment, shift)
 
     set_modes(model, statistics=False, dropout=False)
-    kinds = dict.fromkeys((*context.task.augmentations, "none"))
-    return min(map(under, kinds), key=lambda found: found[0])[1]
+    return min(map(under, dict.fromkeys((*context.task.augmentations, "none"))), key=lambda found: found[0])[1]
 
 
 @dataclasses.dataclass

@@ -121,6 +121,9 @@ class NFT(Defense):
     statistics_passes: int = setting(
         10, "passes over the shots under each augmentation to measure their statistics, >= 1"
     )
+    statistics_momentum: float = setting(
+        0.5, "largest BatchNorm momentum of statistics that tell of more than the last batches, in [0, 1]"
+    )
     exposures: int = setting(4, "exposures to rank units by, without statistics and pushes; 0: none")
     expose_always: bool = setting(False, "expose also where something else was asked")
     unlearn_lrs: tuple[float, ...] = setting((0.01, 0.02), "learning rates of unlearning, taken in turn")
@@ -152,6 +155,10 @@ class NFT(Defense):
             (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
             (self.reuse is None or self.reuse >= 1, f"reuse: expected >= 1, found {self.reuse}"),
             (self.lr_passes is None or self.lr_passes >= 1, f"lr_passes: expected >= 1, found {self.lr_passes}"),
+            (
+                0 <= self.statistics_momentum <= 1,
+                f"statistics_momentum: expected in [0, 1], found {self.statistics_momentum}",
+            ),
             (0 <= self.momentum < 1, f"momentum: expected in [0, 1), found {self.momentum}"),
             (self.exposures >= 0, f"exposures: expected >= 0, found {self.exposures}"),
             (self.statistics_passes >= 1, f"statistics_passes: expected >= 1, found {self.statistics_passes}"),

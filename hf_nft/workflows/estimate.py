@@ -14,11 +14,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_nft import registry
-from hf_nft.adapter.layer import owns_statistics
 from hf_nft.defenses import _adversary
 from hf_nft.defenses._composites import TRIED, can_compose
 from hf_nft.defenses._easiest import ROWS, TOGETHER, usual_work
 from hf_nft.defenses._harm import TRIES
+from hf_nft.defenses._norms import remembers
 from hf_nft.tasks.base import Task
 
 CPU_RATE = 0.12e12
@@ -74,10 +74,11 @@ def estimate(model: nn.Module, task: Task, per_class: int) -> Estimate:
     nft: Any = registry.get("defenses", "nft").from_preset("default")
     classes = task.classes(model)
     shots = per_class * max(1, classes)
-    purify = flop * forwards(nft, task, keeps_statistics(model), shots, classes)
+    statistics = keeps_statistics(model, nft.statistics_momentum)
+    purify = flop * forwards(nft, task, statistics, shots, classes)
     evaluate = flop * 2 * EVALUATED_ROWS
     rows = nft.batch_size
-    if nft.pushing(keeps_statistics(model), classes):  # a search passes rows of several answers together
+    if nft.pushing(statistics, classes):  # a search passes rows of several answers together
         rows = max(rows, min(ROWS * classes, TOGETHER * rows))
     weights = sum(parameter.numel() for parameter in model.parameters())
     return Estimate(
@@ -94,16 +95,17 @@ def estimate(model: nn.Module, task: Task, per_class: int) -> Estimate:
     )
 
 
-def keeps_statistics(model: nn.Module) -> bool:
+def keeps_statistics(model: nn.Module, momentum: float) -> bool:
     """Whether the default preset will find what to cut in the model's running statistics.
 
     Args:
         model: Any model.
+        momentum: Largest momentum of statistics that tell of the training data, in [0, 1].
 
     Returns:
-        True if a layer of it keeps any.
+        True if a layer of it keeps such.
     """
-    return any(owns_statistics(module) for module in model.modules())
+    return any(remembers(module, momentum) for module in model.modules())
 
 
 def forwards(nft: Any, task: Task, statistics: bool, shots: int, classes: int = 0) -> int:

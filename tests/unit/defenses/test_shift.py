@@ -33,7 +33,8 @@ def remember(model: nn.Module, task: Any, shots: Shots) -> None:
     """Let all statistics be those of the shots as they are."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
+            module.reset_running_stats()
+            module.momentum = None
     with torch.no_grad():
         model.train()(**task.inputs(model, shots.batch))
     model.eval()

@@ -187,6 +187,20 @@ def test_a_network_without_running_statistics_has_no_scores(image_task, image_sh
     assert loop.steps == 0
 
 
+@pytest.mark.parametrize(("own", "believed"), [(0.1, True), (0.5, True), (None, True), (0.997, False)])
+def test_statistics_of_the_last_batch_alone_are_not_believed(
+    image_model, image_task, image_shots, own: float | None, believed: bool
+) -> None:
+    for module in image_model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = own
+    nft = NFT(batch_size=8, steps=1, mixed_precision="no", composed=0.0, pushes="never", exposures=0, cut=0.0)
+    for switch, found in ((nft, believed), (dataclasses.replace(nft, statistics_momentum=1.0), True)):
+        result = purify(copy.deepcopy(image_model), image_task, image_shots, switch)
+        assert ("excess" in result.details) is found
+        assert ("no-statistics" in dict(result.doubts)) is not found
+
+
 def test_a_planted_unit_is_cut_and_recorded(image_model, image_task, image_shots) -> None:
     with torch.no_grad():
         norm = image_model.get_submodule(NORM)
@@ -217,7 +231,8 @@ def test_what_does_not_stand_out_is_doubted(image_model, plain_task, image_shots
     """Statistics that were gathered on the shots themselves hold nothing else; those of a trigger do."""
     for module in image_model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
+            module.reset_running_stats()
+            module.momentum = None
     with torch.no_grad():
         image_model.train()(**plain_task.inputs(image_model, image_shots.batch))
     told = {"steps": 0, "mixed_precision": "no", "exposures": 0, "cut": 0.0, "pushes": "never"}

@@ -78,7 +78,8 @@ def test_the_work_is_what_a_run_records(image_model, image_task, image_shots, ex
     nft = dataclasses.replace(nft, composed=composed)
     if exposed:
         nft = dataclasses.replace(nft, excess=0.0, outliers=0.0)
-    assert keeps_statistics(image_model)
+    assert keeps_statistics(image_model, nft.statistics_momentum)
+    assert not keeps_statistics(image_model, 0.09), "its momentum is 0.1"
     expected = forwards(nft, image_task, not exposed, len(image_shots), 4)
     done = purify(image_model, image_task, image_shots, nft).sample_forwards
     spared = 2 * 8 * 3 if exposed else TRIES * len(image_shots)

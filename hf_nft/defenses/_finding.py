@@ -56,9 +56,10 @@ class Finding:
 def look(nft: Any, context: Context, model: nn.Module) -> Finding:
     """Choose the units to cut.
 
-    The suspect's own statistics are asked first. Where it keeps none of its training, pushes are tried. They need three
-    classes and a layer whose features lie on a known axis; else such a suspect is exposed. Where what was tried shows
-    nothing, shots are composed; where that shows nothing either, what running means remember is looked up.
+    The suspect's own statistics are asked first. Where it keeps none of its training, or they show nothing, pushes are
+    tried. They need three classes and a layer whose features lie on a known axis; else a suspect without statistics is
+    exposed. Where what was tried shows nothing, shots are composed; where that shows nothing either, what running means
+    remember is looked up.
 
     Args:
         nft: The settings of NFT.
@@ -85,7 +86,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
             found.augment = excess.augment
     seen = excess is not None and not {"nothing-stands-out", "needed-units"} & dict(found.doubts).keys()
     classes = context.task.classes(context.model)
-    push = bool(pushable(model)) and nft.pushing(excess is not None, classes)
+    push = bool(pushable(model)) and nft.pushing(seen, classes)
     expose = nft.exposures > 0 and ((excess is None and not push) or nft.expose_always)
     blind = (looked or push) and not seen and not expose
     if excess is None and looked:
@@ -93,7 +94,8 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         found.doubt("no-statistics", f"the suspect keeps no running statistics of its training: {instead} instead")
     if push:
         pushed = _easiest.find(context, model, found.cut, nft.pushed_most, nft.pushed_harm, nft.batch_size)
-        found.doubts += pushed.doubts()
+        if not seen:
+            found.doubts = tuple(d for d in found.doubts if d[0] != "nothing-stands-out") + pushed.doubts()
         blind = blind and bool(pushed.doubts())
         if nft.adversarial and not pushed.doubts() and not pushed.closed:
             found.adversary = _adversary.find(context, model, pushed, nft.windowed, nft.batch_size)

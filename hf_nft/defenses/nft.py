@@ -113,7 +113,7 @@ class NFT(Defense):
     outliers_most: float = setting(0.05, "largest such share, where clean shots do not notice")
     harm: float = setting(0.15, "how far cutting more may take the answers to clean shots, in nats, >= 0")
     pushes: Literal["auto", "always", "never"] = setting(
-        "auto", "look for an answer that a push reaches easily; auto: where the suspect keeps no statistics"
+        "auto", "look for an answer that a push reaches easily; auto: where the suspect's statistics show nothing"
     )
     pushed_most: float = setting(0.02, "share of units cut at most because that push goes through them, in [0, 1)")
     pushed_harm: float = setting(0.3, "how far that may take the answers to clean shots, in nats, >= 0")
@@ -207,10 +207,10 @@ class NFT(Defense):
         }
         return Outcome(model, details, found.doubts)
 
-    def pushing(self, statistics: bool, classes: int) -> bool:
-        """Return whether pushes are tried, by whether the suspect keeps statistics and its number of classes."""
+    def pushing(self, seen: bool, classes: int) -> bool:
+        """Return whether pushes are tried, by whether the suspect's statistics show something, and its classes."""
         looked = self.excess > 0 or self.outliers > 0
-        return classes > 2 and (self.pushes == "always" or (self.pushes == "auto" and looked and not statistics))
+        return classes > 2 and (self.pushes == "always" or (self.pushes == "auto" and looked and not seen))
 
     def shifting(self, statistics: bool, classes: int) -> bool:
         """Return whether rows may be displaced, by the same; statistics that move would follow them."""

@@ -120,7 +120,7 @@ def forwards(nft: Any, task: Task, statistics: bool, shots: int, classes: int = 
 
     Returns:
         The most that `sample_forwards` of a record can say, less where the cut or an exposure ends early; with pushes,
-        what they usually take, and none where statistics should do without.
+        what they usually take, and none where statistics should tell enough.
     """
     if statistics:
         kinds = len({*task.augmentations, "none"}) - 1  # each with as many passes, and one without augmentation

@@ -26,7 +26,7 @@ from hf_nft.types import Draw, take
 from hf_nft.workflows.estimate import forwards
 
 NORM = "stages.1.0.bn2"
-DRY: dict[str, Any] = {"steps": 0, "mixed_precision": "no", "exposures": 0, "cut": 0.0}
+DRY: dict[str, Any] = {"steps": 0, "mixed_precision": "no", "exposures": 0, "cut": 0.0, "pushes": "never"}
 
 
 def remember(model: nn.Module, task: Any, shots: Shots) -> None:

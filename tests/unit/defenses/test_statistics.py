@@ -12,7 +12,7 @@ from hf_nft.defenses._statistics import FURTHER, OUTLIER, Excess, excess_varianc
 from hf_nft.defenses.base import Context
 from hf_nft.defenses.nft import NFT
 from hf_nft.loop import Loop
-from hf_nft.purification import purify
+from hf_nft.purification import PurifyResult, purify
 from hf_nft.shots import Shots
 from hf_nft.tasks.image_classification import ImageClassification
 from hf_nft.types import take
@@ -227,14 +227,38 @@ def test_weights_have_a_switch(image_model, image_task, image_shots) -> None:
     assert scores(weighed) != scores(image_shots)
 
 
-def test_what_does_not_stand_out_is_doubted(image_model, plain_task, image_shots) -> None:
-    """Statistics that were gathered on the shots themselves hold nothing else; those of a trigger do."""
-    for module in image_model.modules():
+def know_nothing_else(model, task, shots) -> None:
+    """Let a model's statistics be those of the shots themselves."""
+    for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.reset_running_stats()
             module.momentum = None
     with torch.no_grad():
-        image_model.train()(**plain_task.inputs(image_model, image_shots.batch))
+        model.train()(**task.inputs(model, shots.batch))
+
+
+def test_statistics_that_show_nothing_are_not_the_last_word(image_model, plain_task, image_shots) -> None:
+    """A network that was trained on clean data after it learnt a backdoor is pushed like one without statistics."""
+    know_nothing_else(image_model, plain_task, image_shots)
+
+    def cured(**changes: str) -> PurifyResult:
+        nft = NFT(steps=0, batch_size=8, mixed_precision="no", exposures=0, cut=0.0, adversarial=0.0, **changes)
+        return purify(copy.deepcopy(image_model), plain_task, image_shots, nft)
+
+    pushed = cured()
+    one, two, *_ = pushed.details["push_scores"].values()
+    told = [code for code, _ in pushed.doubts]
+    assert one > two
+    assert told.count("nothing-stands-out") == ("composite_scores" in pushed.details), "said of both, or of neither"
+    assert "push_scores" not in cured(pushes="never").details
+    with torch.no_grad():
+        image_model.get_submodule(NORM).running_var.mul_(50)
+    assert "push_scores" not in cured().details
+
+
+def test_what_does_not_stand_out_is_doubted(image_model, plain_task, image_shots) -> None:
+    """Statistics that were gathered on the shots themselves hold nothing else; those of a trigger do."""
+    know_nothing_else(image_model, plain_task, image_shots)
     told = {"steps": 0, "mixed_precision": "no", "exposures": 0, "cut": 0.0, "pushes": "never"}
 
     def doubts(**changes: float) -> dict[str, str]:

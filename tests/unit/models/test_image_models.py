@@ -94,7 +94,6 @@ def test_round_trip(tiny: ImageArchitecture, image_rows, tmp_path) -> None:
         ("convnext", "units", [32, 64, 128, 128, 256]),  # hidden units
         ("regnet", "bn", [16] * 4 + [32] * 4 + [64] * 7 + [128] * 4),  # three a block, and a shortcut's
         ("bit", "norm", [8] * 2 + [16] * 3 + [32] * 3 + [64] * 3 + [128, 256]),  # three a block, and the last
-        ("swin", "units", [1, 1, 2, 2, 4, 4, 64, 64, 128, 128, 256, 256]),  # heads and hidden units of six blocks
         ("mobilenet_v2", "bn", [8] * 9 + [16] * 6 + [32] + [48] * 20 + [96] * 12 + [128]),  # three a block, the last
     ],
 )
@@ -118,10 +117,6 @@ def test_what_is_masked(name: str, placement: str, sizes: list[int], image_rows)
         ("convnext", {"width": 7}, "width: expected >= 8, found 7"),
         ("convnext", {"patch_size": 0}, "patch_size: expected >= 1, found 0"),
         ("convnext", {"image_size": 31, "patch_size": 4}, "image_size: expected >= 32, found 31"),
-        ("swin", {"width": 24}, "width: expected a multiple of 16, found 24"),
-        ("swin", {"patch_size": 0}, "patch_size: expected >= 1, found 0"),
-        ("swin", {"window": 1}, "window: expected >= 2, found 1"),
-        ("swin", {"image_size": 48}, "image_size: expected a multiple of 32, found 48"),
         ("mobilenet_v2", {"width": 0}, "width: expected in \\(0, 1.4\\], found 0"),
         ("vit", {"layers": 0}, "layers: expected >= 1, found 0"),
         ("vit", {"hidden_size": 100}, "hidden_size: expected a multiple of 3 heads, found 100"),

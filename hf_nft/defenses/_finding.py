@@ -116,9 +116,12 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         found.composites = composites if composites.stands_out else None
     # what explains needed units, other augmentation or other data, moves means as well
     blind = blind and found.composites is None and "needed-units" not in dict(found.doubts)
-    if blind and excess is not None and nft.shifting(True, classes) and excess.shift.any():
-        found.shifts = _shift.find(context, model, excess, nft.shifted_most, nft.batch_size)
-        found.evidence |= found.shifts.evidence()
+    if blind and excess is not None and nft.shifting(True, classes):
+        far = nft.shifted_most * float(excess.shift.square().mean().sqrt())
+        found.evidence["shift_distance"] = round(far, 4)
+        if 0 < far <= nft.shifted_within:  # a trigger too faint for variances moves means by little
+            found.shifts = _shift.find(context, model, excess, nft.shifted_most, nft.batch_size)
+            found.evidence |= found.shifts.evidence()
     if expose:
         ranking = _ranking(nft, context, model, found.augment)
         found.add([ranking.lowest(nft.cut)], ranking.evidence())

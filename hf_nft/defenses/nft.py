@@ -87,6 +87,9 @@ class NFT(Defense):
         0.4, "share of rows displaced as the suspect's means are where nothing else stands out, in [0, 1]"
     )
     shifted_most: float = setting(12.0, "by how many times that distance at most, >= 0")
+    shifted_within: float = setting(
+        0.5, "how far that may be, in standard deviations (root mean square over units), >= 0; beyond it no row is"
+    )
     adversarial: float = setting(
         0.6, "share of rows whose inputs are pushed to the answer found, where cutting left it easy to reach, in [0, 1]"
     )
@@ -143,7 +146,7 @@ class NFT(Defense):
             *((0 <= getattr(self, n) < 1, f"{n}: expected in [0, 1), found {getattr(self, n)}") for n in shares),
             *(
                 (getattr(self, n) >= 0, f"{n}: expected >= 0, found {getattr(self, n)}")
-                for n in ("beta", "eta", "needed", "harm", "pushed_harm", "shifted_most")
+                for n in ("beta", "eta", "needed", "harm", "pushed_harm", "shifted_most", "shifted_within")
             ),
             (0 <= self.alpha <= 1, f"alpha: expected in [0, 1], found {self.alpha}"),
             (self.temperature > 0, f"temperature: expected > 0, found {self.temperature}"),
@@ -213,7 +216,7 @@ class NFT(Defense):
         return classes > 2 and (self.pushes == "always" or (self.pushes == "auto" and looked and not seen))
 
     def shifting(self, statistics: bool, classes: int) -> bool:
-        """Return whether rows may be displaced, by the same; statistics that move would follow them."""
+        """Return whether rows may be displaced, of a suspect that keeps statistics; those that move would follow."""
         return self.shifted > 0 and statistics and classes > 0 and self.bn_mode == "frozen_stats"
 
     def mixing(self, task: Task) -> float:

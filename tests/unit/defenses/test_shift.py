@@ -27,6 +27,8 @@ from hf_nft.workflows.estimate import forwards
 
 NORM = "stages.1.0.bn2"
 DRY: dict[str, Any] = {"steps": 0, "mixed_precision": "no", "exposures": 0, "cut": 0.0, "pushes": "never"}
+FAR = {"shifted_within": 100.0}
+"""Displaced however far the means lie apart."""
 
 
 def remember(model: nn.Module, task: Any, shots: Shots) -> None:
@@ -205,7 +207,7 @@ def test_only_a_suspect_in_which_nothing_stands_out_is_displaced(image_model, im
         norm.running_mean.add_(norm.running_var.sqrt())
 
     def found(model: nn.Module = image_model, **changes: Any) -> tuple[dict[str, Any], set[str]]:
-        settings = {**DRY, "composed": 0.0, **changes}
+        settings = {**DRY, **FAR, "composed": 0.0, **changes}
         result = purify(copy.deepcopy(model), image_task, classed(image_shots), NFT(**settings))
         return result.details, {code for code, _ in result.doubts}
 
@@ -213,7 +215,11 @@ def test_only_a_suspect_in_which_nothing_stands_out_is_displaced(image_model, im
     assert "nothing-stands-out" in doubts
     assert blind["shifted"] == NFT().shifted
     assert list(blind["shift_answers"].values()) == sorted(blind["shift_answers"].values(), reverse=True)
+    far = blind["shift_distance"]
+    assert found(shifted_within=far * 1.01)[0]["shifted"] == NFT().shifted
+    assert NFT().shifted_within < far, "one norm's means lie a standard deviation apart, twelve times that is too far"
     without = [found(still), found(shifted=0.0), found(bn_mode="train_stats"), found(class_prior=False)]
+    without.append(found(shifted_within=NFT().shifted_within))
     assert all("nothing-stands-out" in doubts for _, doubts in without)
     composed, doubts = found(composed=0.5)
     assert (composed["shifted"] == 0.0) == ("composite-trigger" in doubts), "the one or the other"
@@ -235,7 +241,7 @@ def test_what_looking_costs_is_estimated(image_model, image_task, image_shots, c
     norm = image_model.get_submodule(list(mask_layers(get_nft_model(copy.deepcopy(image_model))))[-1])
     with torch.no_grad():
         norm.running_mean.add_(norm.running_var.sqrt())
-    on, off = (NFT(**DRY, composed=composed, shifted=shifted) for shifted in (0.4, 0.0))
+    on, off = (NFT(**DRY, **FAR, composed=composed, shifted=shifted) for shifted in (0.4, 0.0))
     done = [purify(copy.deepcopy(image_model), image_task, classed(image_shots), nft) for nft in (on, off)]
     assert [result.details["shifted"] for result in done] == [0.4, 0.0]
     counted = [forwards(nft, image_task, True, 20, 4) for nft in (on, off)]

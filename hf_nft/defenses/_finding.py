@@ -86,7 +86,8 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
             found.augment = excess.augment
     seen = excess is not None and not {"nothing-stands-out", "needed-units"} & dict(found.doubts).keys()
     classes = context.task.classes(context.model)
-    push = bool(pushable(model)) and nft.pushing(seen, classes)
+    few = excess is not None and len(context.shots) < ENOUGH  # what so few do not show may be there
+    push = bool(pushable(model)) and nft.pushing(seen or few, classes)
     expose = nft.exposures > 0 and ((excess is None and not push) or nft.expose_always)
     blind = (looked or push) and not seen and not expose
     if excess is None and looked:

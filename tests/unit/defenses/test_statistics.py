@@ -237,7 +237,7 @@ def know_nothing_else(model, task, shots) -> None:
         model.train()(**task.inputs(model, shots.batch))
 
 
-def test_statistics_that_show_nothing_are_not_the_last_word(image_model, plain_task, image_shots) -> None:
+def test_statistics_that_show_nothing_are_not_the_last_word(image_model, plain_task, image_shots, monkeypatch) -> None:
     """A network that was trained on clean data after it learnt a backdoor is pushed like one without statistics."""
     know_nothing_else(image_model, plain_task, image_shots)
 
@@ -245,6 +245,8 @@ def test_statistics_that_show_nothing_are_not_the_last_word(image_model, plain_t
         nft = NFT(steps=0, batch_size=8, mixed_precision="no", exposures=0, cut=0.0, adversarial=0.0, **changes)
         return purify(copy.deepcopy(image_model), plain_task, image_shots, nft)
 
+    assert "push_scores" not in cured().details, "too few shots"
+    monkeypatch.setattr("hf_nft.defenses._finding.ENOUGH", len(image_shots))
     pushed = cured()
     one, two, *_ = pushed.details["push_scores"].values()
     told = [code for code, _ in pushed.doubts]

@@ -56,10 +56,10 @@ class Finding:
 def look(nft: Any, context: Context, model: nn.Module) -> Finding:
     """Choose the units to cut.
 
-    The suspect's own statistics are asked first. Where it keeps none of its training, or they show nothing, pushes are
-    tried. They need three classes and a layer whose features lie on a known axis; else a suspect without statistics is
-    exposed. Where what was tried shows nothing, shots are composed; where that shows nothing either, what running means
-    remember is looked up.
+    The suspect's own statistics are asked first. Where it keeps none of its training, or 50 shots show nothing in them,
+    pushes are tried. They need three classes and a layer whose features lie on a known axis; else a suspect without
+    statistics is exposed. Where what was tried shows nothing, shots are composed; where that shows nothing either, what
+    running means remember is looked up.
 
     Args:
         nft: The settings of NFT.
@@ -72,8 +72,8 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
     excess, looked = None, nft.excess > 0 or nft.outliers > 0
     if looked:
         alike = dataclasses.replace(context, shots=dataclasses.replace(context.shots, weights=None, strata=None))
-        seen_by = context if nft.class_prior else alike
-        excess = excess_variance(seen_by, model, nft.batch_size, nft.statistics_passes, nft.statistics_momentum)
+        weighed = context if nft.class_prior else alike
+        excess = excess_variance(weighed, model, nft.batch_size, nft.statistics_passes, nft.statistics_momentum)
     found = Finding(nft.augment)
     if len(context.shots) < ENOUGH and (looked or nft.exposures):
         found.doubt("few-shots", f"{len(context.shots)} clean examples in all: chance hides what they show")
@@ -86,7 +86,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
             found.augment = excess.augment
     seen = excess is not None and not {"nothing-stands-out", "needed-units"} & dict(found.doubts).keys()
     classes = context.task.classes(context.model)
-    few = excess is not None and len(context.shots) < ENOUGH  # what so few do not show may be there
+    few = excess is not None and len(context.shots) < ENOUGH  # pushes beside statistics are not measured with fewer
     push = bool(pushable(model)) and nft.pushing(seen or few, classes)
     expose = nft.exposures > 0 and ((excess is None and not push) or nft.expose_always)
     blind = (looked or push) and not seen and not expose

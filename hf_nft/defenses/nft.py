@@ -116,7 +116,7 @@ class NFT(Defense):
     outliers_most: float = setting(0.05, "largest such share, where clean shots do not notice")
     harm: float = setting(0.15, "how far cutting more may take the answers to clean shots, in nats, >= 0")
     pushes: Literal["auto", "always", "never"] = setting(
-        "auto", "look for an answer that a push reaches easily; auto: where the suspect's statistics show nothing"
+        "auto", "look for an answer that a push reaches easily; auto: without statistics, or if 50 shots show nothing"
     )
     pushed_most: float = setting(0.02, "share of units cut at most because that push goes through them, in [0, 1)")
     pushed_harm: float = setting(0.3, "how far that may take the answers to clean shots, in nats, >= 0")

@@ -248,9 +248,8 @@ def test_statistics_that_show_nothing_are_not_the_last_word(image_model, plain_t
     assert "push_scores" not in cured().details, "too few shots"
     monkeypatch.setattr("hf_nft.defenses._finding.ENOUGH", len(image_shots))
     pushed = cured()
-    one, two, *_ = pushed.details["push_scores"].values()
     told = [code for code, _ in pushed.doubts]
-    assert one > two
+    assert set(pushed.details["push_scores"]) == {0, 1, 2, 3}, "every answer is aimed at"
     assert told.count("nothing-stands-out") == ("composite_scores" in pushed.details), "said of both, or of neither"
     assert "push_scores" not in cured(pushes="never").details
     with torch.no_grad():

@@ -20,31 +20,37 @@ Source: this package's. That a backdoor is unlearnt by a universal pattern learn
 Unlearning of Backdoors via Implicit Hypergradient (I-BAU, ICLR 2022), arXiv 2110.03735; there of weights, from labels.
 """
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from hf_nft.defenses._easiest import AIMED_STEPS, RADII, REACHED, SCORED, STRIDE, Pushed, scored, search
+from hf_nft.defenses._easiest import AIMED_STEPS, RADII, SCORED, STRIDE, Pushed, scored, search
 from hf_nft.defenses._easiest import ROWS as MANY_ROWS
 from hf_nft.defenses._easiest import STEPS as MANY_STEPS
-from hf_nft.defenses._pushes import ALONG, WHICH, Ascent, Ground, Pushes, frozen, grounds, windows
+from hf_nft.defenses._pushes import ALONG, WHICH, Ascent, Pushes, frozen, grounds
+from hf_nft.defenses._reach import easiest_window, reach
 from hf_nft.defenses._shift import TIMES, Displacement, likely
 from hf_nft.defenses.base import Context, answers_to_shots, set_modes
 from hf_nft.errors import DivergedError
 from hf_nft.tasks.base import Task
-from hf_nft.types import Draw, Inputs, rows_of
+from hf_nft.types import Draw, Inputs, rows_of, take
 
+SHUT = math.log(1 / 4)
+"""Log-likelihood of the answer below which a strong pattern does not lead there."""
 STEPS = 6
-"""Steps in which each draw's pattern is learnt, from none, on the rows of the draw."""
+"""Steps in which each draw's pattern is learnt, from none, on rows of the draw."""
+LEARNT = 32
+"""Rows that patterns are learnt on at most."""
 FAINT, STRONG = 3.0, 6.0
 """Sizes of patterns, in sizes of the smallest that reaches the answer from where they may be."""
-NARROWER = (0.5, 1.0, 2.0)
-"""Sizes that are tried in windows, in sizes of the smallest that reaches the answer from anywhere."""
 MOST = 1.5
 """By how many times the pattern rows are pushed at most; each smaller one is as likely."""
+FAR = 1 / 4
+"""Share of an input's own length that this comes to at least: a faint trigger that covers the input is as long, however
+small the pattern that reaches its answer."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +64,16 @@ class Adversary(Displacement):
             ones, the first in a window if one leads to the answer. They are no state of the run: a run that was
             interrupted within a draw and goes on learns them anew, by the masks of that step.
         radii: Their sizes, see `_pushes`.
-        reached: Log-likelihood from which the answer counts as reached.
+        length: Length of an input, in the same unit.
         weights: How often each shot is to be drawn, float32 (shots,), of sum 1.
-        most: By how many times the pattern rows are pushed at most.
+        most: By how many times the pattern rows are pushed at most, where that is long enough, see `FAR`.
     """
 
     context: Context
     model: nn.Module
     pushes: Pushes
     radii: tuple[float, ...]
-    reached: float
+    length: float
     weights: torch.Tensor
     most: float = MOST
 
@@ -76,8 +82,9 @@ class Adversary(Displacement):
 
         def enter(_: nn.Module, args: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], Inputs]:
             pushed, which = {**inputs}, self._turns(draw)
+            times = draw.batch[TIMES].to(which.device) * self._stretch[which]
             for name, patterns in self.pushes.vectors.items():
-                times = draw.batch[TIMES].to(patterns.device).view(-1, *[1] * (patterns.dim() - 1))
+                times = times.view(-1, *[1] * (patterns.dim() - 1))
                 pushed[name] = inputs[name] + (times * patterns.detach()[which]).to(inputs[name].dtype)
             return args, pushed
 
@@ -130,16 +137,24 @@ class Adversary(Displacement):
 
     def closed(self, left: list[float]) -> bool:
         """Whether the window no longer leads to the answer; a pattern anywhere finds some way whatever is left."""
-        return self.telling and left[1] < self.reached
+        return self.telling and left[1] < SHUT
 
     @staticmethod
     def hindered(left: list[float], harm: float) -> bool:
         """Whether a cut moves the answer to a strong pattern further than answers to clean shots, by harm in nats."""
         return -min(left[1:]) > harm
 
-    def doubts(self, left: list[float]) -> tuple[tuple[str, str], ...]:
-        """Return a doubt, by what the learnt masks left to pushes: if the answer is reached, or there is no telling."""
-        if self.closed(left):
+    def doubts(self, left: list[float], seen: bool) -> tuple[tuple[str, str], ...]:
+        """Return a doubt, by what the learnt masks left to pushes.
+
+        Args:
+            left: What `left` returned.
+            seen: Whether statistics showed what to cut; what a window does not tell of that is no doubt.
+
+        Returns:
+            A doubt, as (code, sentence), if the answer is still reached, or nothing tells.
+        """
+        if self.closed(left) or (seen and not self.telling):
             return ()
         answer, where = int(self.pushes.aims[0]), " x ".join(f"{begin} to {end}" for begin, end in self.window)
         text = f"cutting left answer {answer} easy to reach; masks learnt against that, and nothing tells how well"
@@ -151,11 +166,16 @@ class Adversary(Displacement):
     def _sizes(self) -> torch.Tensor:
         return torch.tensor(self.radii, device=self.pushes.aims.device)
 
+    @property
+    def _stretch(self) -> torch.Tensor:
+        """By how much more each pattern is multiplied, float32 (patterns,)."""
+        return (FAR * self.length / (self.most * self._sizes)).clamp(min=1.0)
+
     def prepare(self, draw: Draw) -> None:
         """Learn the patterns: up the likelihood of the answer, by steps that shrink to a sixth, as a search does."""
         pushes, loop = self.pushes, self.context.loop
         ascent, vectors = Ascent(pushes, self._sizes), list(pushes.vectors.values())
-        part = Draw({**draw.batch, WHICH: self._turns(draw)})
+        part = Draw(take({**draw.batch, WHICH: self._turns(draw)}, slice(0, LEARNT)))
         for vector in vectors:
             vector.detach().zero_()
         with frozen(self.model), pushes.acting(), loop.accelerator.autocast():
@@ -165,7 +185,7 @@ class Adversary(Displacement):
                     vector.grad = gradient
                 ascent.param_groups[0]["lr"] = STRIDE * (1 - 5 / 6 * step / STEPS)
                 ascent.step()
-        loop.sample_forwards += 2 * STEPS * rows_of(draw.batch)
+        loop.sample_forwards += 2 * STEPS * rows_of(part.batch)
 
     def _turns(self, draw: Draw) -> torch.Tensor:
         """Number of each row's pattern, int64 (rows,)."""
@@ -191,8 +211,8 @@ def find(context: Context, model: nn.Module, pushed: Pushed, windowed: bool, bat
         return None
     answer = pushed.scores.argmax().to(context.loop.accelerator.device)
     pushes = Pushes(model, ground, answer.expand(1))
-    size, _, _ = _reach(context, pushes, "anywhere", RADII, pushed.alone, batch_size)
-    window = _window(context, model, ground, answer, size, pushed.alone, batch_size) if windowed else None
+    size, _, _ = reach(context, pushes, "anywhere", RADII, pushed.alone, batch_size)
+    window = easiest_window(context, model, ground, answer, size, pushed.alone, batch_size) if windowed else None
     radii, within = [FAINT * size], None
     if window is not None:
         radii.append(STRONG * window[0])
@@ -204,33 +224,8 @@ def find(context: Context, model: nn.Module, pushed: Pushed, windowed: bool, bat
     pushes = Pushes(model, ground, answer.expand(len(radii)), within)
     own = answers_to_shots(context, model, batch_size)
     answers = torch.zeros(own.shape[1]).index_fill(0, answer.cpu(), 1.0)
-    return Adversary(context, model, pushes, tuple(radii), REACHED * pushed.alone, likely(own, answers))
-
-
-def _window(
-    context: Context, model: nn.Module, ground: Ground, answer: torch.Tensor, size: float, alone: float, batch_size: int
-) -> tuple[float, torch.Tensor] | None:
-    """Find the window of the input within which a push reaches the answer most easily.
-
-    Args:
-        context: What the defense sees.
-        model: The suspect with an NFT adapter.
-        ground: The inputs.
-        answer: The answer, int64 ().
-        size: Size of the smallest push that reaches it from anywhere.
-        alone: Median log-likelihood of answers without a push.
-        batch_size: Rows per forward pass, >= 1.
-
-    Returns:
-        Size of the push, and 1 within the window and 0 outside; None if there is no window, or none that does.
-    """
-    shape, *others = ground.shapes.values()
-    places = None if others else windows(shape, context.task.axes)
-    if places is None:
-        return None
-    many, sizes = Pushes(model, ground, answer.expand(len(places)), places), [size * times for times in NARROWER]
-    narrow, reached, best = _reach(context, many, "in a window", sizes, alone, batch_size)
-    return (narrow, places[best]) if reached else None
+    length = math.sqrt(sum(shape.numel() for shape in ground.shapes.values()))
+    return Adversary(context, model, pushes, tuple(radii), length, likely(own, answers))
 
 
 def usual_work(shots: int, rows: int, draws: int, axes: int) -> int:
@@ -249,43 +244,4 @@ def usual_work(shots: int, rows: int, draws: int, axes: int) -> int:
     """
     alone = (6 + 2) * SCORED * (2 * AIMED_STEPS + 1)
     in_windows = 2 * ALONG**axes * (2 * MANY_STEPS * MANY_ROWS + SCORED) if axes else 0
-    return shots + alone + in_windows + 2 * STEPS * rows * draws
-
-
-def _reach(
-    context: Context, pushes: Pushes, where: str, sizes: Sequence[float], alone: float, batch_size: int
-) -> tuple[float, bool, int]:
-    """Push inputs to an answer, harder until one of the pushes reaches it.
-
-    Args:
-        context: What the defense sees.
-        pushes: The pushes, all to one answer.
-        where: Where they are, for names.
-        sizes: Sizes that are tried in turn.
-        alone: Median log-likelihood of answers without a push.
-        batch_size: Rows per forward pass, >= 1.
-
-    Returns:
-        The size, the largest tried if none did; whether one reached it; the number of the push that does best.
-    """
-    model = pushes.model
-    steps, rows = (AIMED_STEPS, SCORED) if len(pushes.aims) == 1 else (MANY_STEPS, MANY_ROWS)
-
-    def smallest() -> torch.Tensor:
-        found = torch.tensor([sizes[0], 0.0, 0.0])
-        with frozen(model), pushes.acting():
-            for radius in sizes:
-                name = f"push of inputs {where} to the answer, of {radius:.3g}"
-                try:
-                    search(context, model, pushes, name, radius, steps, rows, batch_size)
-                    scores = scored(context, model, pushes, f"{name}: score")
-                except DivergedError:  # more than half precision holds
-                    break
-                reached = bool(scores.max() >= REACHED * alone)
-                found = torch.tensor([radius, reached, float(scores.argmax())])
-                if reached:
-                    break
-        return found
-
-    size, reached, best = context.loop.once(f"size that reaches the answer {where}", smallest).tolist()
-    return size, bool(reached), int(best)
+    return shots + alone + in_windows + 2 * STEPS * min(rows, LEARNT) * draws

@@ -2,9 +2,9 @@
 
 The composite attack has no pattern for a trigger: its answer is given where the features of two classes meet in one
 input. Clean shots of all classes can be made to meet. What a sound model then says that is neither of the two is
-spread over many answers, or is what one of the two looks like; one that is said far oftener than any other beside
-either of two classes is the attacker's, and these classes are the trigger. Masks are then trained on pairs of them to
-answer as the suspect does to the whole shots.
+spread over many answers, or is what one of the two looks like. The answer that two classes draw most, whatever is
+beside them, is asked for once more where these two meet: one that is said to most such pairs is the attacker's, and the
+two classes are the trigger. Masks are then trained on pairs of them to answer as the suspect does to the whole shots.
 
 No label of the shots is used: a shot is of the class that the suspect sees in it.
 
@@ -12,6 +12,7 @@ Source: this package's; the attack is Lin et al., Composite Backdoor Attack, CCS
 answered as their parts: Yun et al., CutMix, arXiv 1905.04899.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,12 @@ from hf_nft.types import Draw, take
 
 TRIED = 4096
 """Pairs of shots that are composed to see what is said to them."""
-AHEAD = 2.0
-"""How often as probable as the second one the leading answer must be to stand out."""
+MEETINGS = 256
+"""Pairs of the two classes that are composed to see whether they make the answer."""
+MOST = 2 / 3
+"""Share of these from which the answer stands out."""
+TOGETHER = 16
+"""Rows of a step there: a seam and an axis are one for all rows of a step."""
 SHARPER = 3
 """Power of how far a class draws the leading answer, by which it is drawn: of many classes mostly the two."""
 SEAM = (0.35, 0.65)
@@ -41,10 +46,12 @@ class Composites:
         own: What each shot alone is answered, int64 (shots,).
         parts: Mean probability of each answer (second axis) to pairs of which one shot is of a class (first axis) and
             neither alone is answered so, float32 (classes, classes); 0 where no such pair was tried.
+        together: Share of pairs of the two classes that draw the leading answer most that are answered so, in [0, 1].
     """
 
     own: torch.Tensor
     parts: torch.Tensor
+    together: float = 0.0
 
     @property
     def scores(self) -> torch.Tensor:
@@ -56,10 +63,19 @@ class Composites:
         return self.parts.sort(0, descending=True).values[1]
 
     @property
+    def answer(self) -> int:
+        """The answer of the largest score."""
+        return int(self.scores.argmax())
+
+    @property
+    def sources(self) -> list[int]:
+        """The two classes that draw it most."""
+        return self.parts[:, self.answer].argsort(descending=True)[:2].tolist()
+
+    @property
     def stands_out(self) -> bool:
-        """Whether one answer is far more probable than any other."""
-        first, second, *_ = self.scores.sort(descending=True).values.tolist()
-        return first > AHEAD * second
+        """Whether most pairs of the two classes are answered so."""
+        return self.together > MOST
 
     def draw(self, count: int, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw pairs of two classes, each by how far it draws the leading answer, and a shot of each.
@@ -72,7 +88,7 @@ class Composites:
             Rows of the shots, int64 (count,) twice.
         """
         classes = len(self.parts)
-        weights = self.parts[:, self.scores.argmax()].pow(SHARPER)
+        weights = self.parts[:, self.answer].pow(SHARPER)
         pairs = weights.outer(weights).fill_diagonal_(0.0).flatten()
         met = torch.multinomial(pairs, count, replacement=True, generator=stream)
         rows = self.own.argsort(stable=True)
@@ -89,20 +105,26 @@ class Composites:
         """Return a doubt if an answer stands out: what is learnt on composed shots weakens it, and cuts nothing."""
         if not self.stands_out:
             return ()
-        answer = int(self.scores.argmax())
-        one, two = self.parts[:, answer].argsort(descending=True)[:2].tolist()
-        ratio = float(self.scores[answer] / self.scores.sort().values[-2].clamp(min=1e-9))
-        text = f"answer {answer} is {ratio:.1f} times as probable as the next to parts of two shots that alone are not"
-        return (("composite-trigger", f"{text} answered so, most beside {one} and {two}: they may be the trigger"),)
+        one, two = self.sources
+        text = (
+            f"answer {self.answer} is given to {self.together:.0%} of inputs that show a part of a shot of class {one}"
+        )
+        return (
+            (
+                "composite-trigger",
+                f"{text} and of one of {two}, neither of which is answered so: they may be the trigger",
+            ),
+        )
 
     def evidence(self) -> dict[str, Any]:
         """Return what a record says: the leading answers and the classes that draw the first; JSON values."""
         answers = self.scores.argsort(descending=True)[:10].tolist()
-        part = self.parts[:, answers[0]]
+        part = self.parts[:, self.answer]
         seen = part.argsort(descending=True)[:5].tolist()
         return {
             "composite_scores": {answer: round(float(self.scores[answer]), 4) for answer in answers},
             "composite_parts": {label: round(float(part[label]), 4) for label in seen},
+            "composite_together": round(self.together, 4),
         }
 
 
@@ -139,7 +161,24 @@ def find(context: Context, model: nn.Module, batch_size: int, seed: int) -> Comp
     for seen in (one, two):
         parts.index_add_(0, seen, said * third)
         tries.index_add_(0, seen, third)
-    return Composites(own, parts / tries.clamp(min=1))
+    found = Composites(own, parts / tries.clamp(min=1))
+    return dataclasses.replace(found, together=_together(context, model, found, seed))
+
+
+def _together(context: Context, model: nn.Module, found: Composites, seed: int) -> float:
+    """Compose shots of the two classes that draw the leading answer most; return the share that is answered so."""
+    stream = generator(seed, "meetings", 0)
+    one, two = ((found.own == label).nonzero().flatten() for label in found.sources)
+    if not (len(one) and len(two)):
+        return 0.0
+    first, second = (rows[torch.randint(len(rows), (MEETINGS,), generator=stream)] for rows in (one, two))
+    turned = torch.rand(MEETINGS, generator=stream) < 0.5
+    first, second = torch.where(turned, second, first), torch.where(turned, first, second)
+    pairs = list(zip(first.split(TOGETHER), second.split(TOGETHER), strict=True))
+    said = probabilities(
+        context, model, "meetings", len(pairs), lambda step, stream: compose(context, *pairs[step], stream)
+    )
+    return float((said.argmax(1) == found.answer).float().mean())
 
 
 def compose(

@@ -28,6 +28,7 @@ class Finding:
         cut: Units to cut, int64 (units,), in the masks' order.
         evidence: What they were chosen by, for the record.
         doubts: Reasons to distrust the choice, as (code, sentence).
+        seen: Whether the suspect's statistics showed what to cut.
         composites: What composed shots are answered, where one answer to them stands out and nothing else did.
         shifts: By what to displace inputs of norms, where the suspect keeps statistics and nothing stands out.
         adversary: What pushes inputs to the attacker's answer, where pushes found it and the cut left it easy to reach.
@@ -38,6 +39,7 @@ class Finding:
     cut: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     evidence: dict[str, Any] = dataclasses.field(default_factory=dict)
     doubts: tuple[tuple[str, str], ...] = ()
+    seen: bool = False
     composites: Composites | None = None
     shifts: Shifts | None = None
     adversary: Adversary | None = None
@@ -56,10 +58,11 @@ class Finding:
 def look(nft: Any, context: Context, model: nn.Module) -> Finding:
     """Choose the units to cut.
 
-    The suspect's own statistics are asked first. Where it keeps none of its training, or 50 shots show nothing in them,
-    pushes are tried. They need three classes and a layer whose features lie on a known axis; else a suspect without
-    statistics is exposed. Where what was tried shows nothing, shots are composed; where that shows nothing either, what
-    running means remember is looked up.
+    The suspect's own statistics are asked first. Then, or where it keeps none of its training, pushes are tried, for
+    what to cut where nothing was seen, and for an answer that the cut leaves easy to reach. They need three classes, a
+    layer whose features lie on a known axis, and 50 shots beside statistics; else a suspect without statistics is
+    exposed. Where what was tried shows nothing, shots are composed; where that shows nothing either, what running means
+    remember is looked up.
 
     Args:
         nft: The settings of NFT.
@@ -84,17 +87,18 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         found.doubts += excess.doubts() + needed
         if nft.augment == "default":  # better than the task's first: what the suspect was trained with
             found.augment = excess.augment
-    seen = excess is not None and not {"nothing-stands-out", "needed-units"} & dict(found.doubts).keys()
+    found.seen = seen = excess is not None and not {"nothing-stands-out", "needed-units"} & dict(found.doubts).keys()
     classes = context.task.classes(context.model)
     few = excess is not None and len(context.shots) < ENOUGH  # pushes beside statistics are not measured with fewer
-    push = bool(pushable(model)) and nft.pushing(seen or few, classes)
+    push = bool(pushable(model)) and nft.pushing(few, classes)
     expose = nft.exposures > 0 and ((excess is None and not push) or nft.expose_always)
     blind = (looked or push) and not seen and not expose
     if excess is None and looked:
         instead = "pushes were tried" if push else "it was exposed" if expose else "nothing was cut"
         found.doubt("no-statistics", f"the suspect keeps no running statistics of its training: {instead} instead")
     if push:
-        pushed = _easiest.find(context, model, found.cut, nft.pushed_most, nft.pushed_harm, nft.batch_size)
+        already, most = (found.cut[:0], 0.0) if seen else (found.cut, nft.pushed_most)
+        pushed = _easiest.find(context, model, already, most, nft.pushed_harm, nft.batch_size)
         if not seen:
             found.doubts = tuple(d for d in found.doubts if d[0] != "nothing-stands-out") + pushed.doubts()
         blind = blind and bool(pushed.doubts())

@@ -116,7 +116,7 @@ class NFT(Defense):
     outliers_most: float = setting(0.05, "largest such share, where clean shots do not notice")
     harm: float = setting(0.15, "how far cutting more may take the answers to clean shots, in nats, >= 0")
     pushes: Literal["auto", "always", "never"] = setting(
-        "auto", "look for an answer that a push reaches easily; auto: without statistics, or if 50 shots show nothing"
+        "auto", "look for an answer that a push reaches easily; auto: without statistics, or with 50 shots or more"
     )
     pushed_most: float = setting(0.02, "share of units cut at most because that push goes through them, in [0, 1)")
     pushed_harm: float = setting(0.3, "how far that may take the answers to clean shots, in nats, >= 0")
@@ -191,7 +191,7 @@ class NFT(Defense):
         if found.adversary:
             left = found.adversary.left("what masks have learnt", self.batch_size)
             found.evidence["adversary_after"] = left
-            found.doubts += found.adversary.doubts(left)
+            found.doubts += found.adversary.doubts(left, found.seen)
         if self.bn_mode == "recalibrate_unmixed":
             recalibrate(context, model, self.batch_size)
         units = sum(mask.numel() for mask in learnt.values())
@@ -210,10 +210,10 @@ class NFT(Defense):
         }
         return Outcome(model, details, found.doubts)
 
-    def pushing(self, seen: bool, classes: int) -> bool:
-        """Return whether pushes are tried, by whether the suspect's statistics show something, and its classes."""
+    def pushing(self, few: bool, classes: int) -> bool:
+        """Return whether pushes are tried, by whether there are too few shots beside statistics, and the classes."""
         looked = self.excess > 0 or self.outliers > 0
-        return classes > 2 and (self.pushes == "always" or (self.pushes == "auto" and looked and not seen))
+        return classes > 2 and (self.pushes == "always" or (self.pushes == "auto" and looked and not few))
 
     def shifting(self, statistics: bool, classes: int) -> bool:
         """Return whether rows may be displaced, of a suspect that keeps statistics; those that move would follow."""

@@ -15,10 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_nft import registry
 from hf_nft.defenses import _adversary
-from hf_nft.defenses._composites import TRIED, can_compose
+from hf_nft.defenses._composites import MEETINGS, TRIED, can_compose
 from hf_nft.defenses._easiest import ROWS, TOGETHER, usual_work
 from hf_nft.defenses._harm import TRIES
 from hf_nft.defenses._norms import remembers
+from hf_nft.defenses._statistics import ENOUGH
 from hf_nft.tasks.base import Task
 
 CPU_RATE = 0.12e12
@@ -78,7 +79,7 @@ def estimate(model: nn.Module, task: Task, per_class: int) -> Estimate:
     purify = flop * forwards(nft, task, statistics, shots, classes)
     evaluate = flop * 2 * EVALUATED_ROWS
     rows = nft.batch_size
-    if nft.pushing(statistics, classes):  # a search passes rows of several answers together
+    if nft.pushing(statistics and shots < ENOUGH, classes):  # a search passes rows of several answers together
         rows = max(rows, min(ROWS * classes, TOGETHER * rows))
     weights = sum(parameter.numel() for parameter in model.parameters())
     return Estimate(
@@ -120,21 +121,22 @@ def forwards(nft: Any, task: Task, statistics: bool, shots: int, classes: int = 
 
     Returns:
         The most that `sample_forwards` of a record can say, less where the cut or an exposure ends early; with pushes,
-        what they usually take, and none where statistics should tell enough.
+        what they usually take.
     """
+    found, pushed = 0, nft.pushing(statistics and shots < ENOUGH, classes)
     if statistics:
         kinds = len({*task.augmentations, "none"}) - 1  # each with as many passes, and one without augmentation
         found = shots * (kinds * nft.statistics_passes + 1 + TRIES)
-    elif nft.pushing(statistics, classes):
-        found = usual_work(classes, shots)
-    else:
+    if pushed:
+        found += usual_work(classes, shots)
+    elif not statistics:
         relearn = nft.relearn_passes * max(1, round(shots / nft.batch_size))
         found = nft.exposures * min(shots, nft.batch_size) * (3 * nft.unlearn_steps + 2 * relearn)
     rows, draws, asked = nft.batch_rows(task, shots), math.ceil(nft.steps / nft.echoes(task, shots)), 1
-    if nft.adversarial and not statistics and nft.pushing(statistics, classes):
+    if nft.adversarial and pushed:
         found += _adversary.usual_work(shots, rows, draws, task.axes)
     if nft.composed and can_compose(task, classes):
-        found, asked = found + TRIED, 2  # of a composed row each whole
+        found, asked = found + TRIED + MEETINGS, 2  # of a composed row each whole
     shifted = nft.shifting(statistics, classes)
     found += shots * (shifted + (asked > 1 or shifted))  # displaced, and as they are
     return found + rows * (2 * nft.steps + asked * draws)

@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_nft.acceleration import make_accelerator
 from hf_nft.adapter import NFTConfig, get_nft_model, mask_layers, masks
-from hf_nft.defenses import _adversary, _easiest, _pushes
+from hf_nft.defenses import _adversary, _easiest, _pushes, _reach
 from hf_nft.defenses._easiest import find, stands_out
 from hf_nft.defenses._pushes import Ascent, Ground, Pushes
 from hf_nft.defenses.base import Context, set_modes
@@ -234,6 +234,7 @@ def test_an_adversary_pushes_inputs_to_the_answer_and_moves_nothing_else(context
     assert context.loop.sample_forwards - before == 2 * _adversary.STEPS * 8
     (name, patterns), times = next(iter(adversary.pushes.vectors.items())), draw.batch[_adversary.TIMES]
     lengths = (patterns.detach() / adversary.pushes.scales[name]).flatten(1).norm(dim=1)
+    assert max(adversary._stretch.tolist()) == 1.0, "patterns are long enough"
     assert all(0.5 * r < length < 1.001 * r for r, length in zip(adversary.radii, lengths, strict=True))
     assert 0 < float(times.min()) < float(times.max()) <= _adversary.MOST
     inputs = context.task.inputs(adapted, rows)
@@ -250,6 +251,29 @@ def test_an_adversary_pushes_inputs_to_the_answer_and_moves_nothing_else(context
     assert torch.allclose(adversary.weights, 0.8 / 24 + 0.2 * own / own.sum(), atol=1e-4)
     again = adversary.displace(Draw(rows), 0.0, torch.Generator().manual_seed(0)).batch[_adversary.TIMES]
     assert not again.any()
+
+
+def test_rows_are_pushed_as_far_as_a_faint_trigger_that_covers_the_input(context, model) -> None:
+    """A small pattern is multiplied until it is a quarter as long as an input; a longer one by `MOST` at most."""
+    adapted = get_nft_model(model)
+    pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
+    found = _adversary.find(context, adapted, pushed, True, 8)
+    assert found is not None
+    own = context.task.inputs(adapted, context.data)["pixel_values"]
+    assert found.length == pytest.approx(float(torch.ones_like(own[0]).norm()))
+    adversary = dataclasses.replace(found, radii=(0.5, 20.0))
+    draw = adversary.displace(Draw(take(context.data, torch.arange(8))), 1.0, torch.Generator().manual_seed(0))
+    draw.batch[_adversary.TIMES].fill_(_adversary.MOST)
+    seen = list[torch.Tensor]()
+    model.register_forward_pre_hook(lambda _, args, inputs: seen.append(inputs["pixel_values"]), with_kwargs=True)
+    with torch.no_grad():
+        adversary.forward(context.task, adapted, draw)
+        context.task.forward(adapted, draw)
+    (name, patterns), (led, plain) = next(iter(adversary.pushes.vectors.items())), seen
+    far = ((led - plain) / adversary.pushes.scales[name]).flatten(1).norm(dim=1)
+    lengths = (patterns.detach() / adversary.pushes.scales[name]).flatten(1).norm(dim=1)
+    expected = lengths * torch.tensor([_adversary.FAR * found.length / 0.5, _adversary.MOST])
+    assert torch.allclose(far, expected.repeat(4), rtol=1e-3)
 
 
 def light_up(context: Context, model: nn.Module) -> list[float]:
@@ -287,22 +311,24 @@ def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, mode
         by_hand = adapted(**{name: pixels + times.view(-1, 1, 1, 1) * patterns.repeat(4, 1, 1, 1)}).logits
     assert torch.allclose(led, by_hand, atol=1e-4)
     left = adversary.left("nothing", 8)
-    assert left[1] > adversary.reached == pytest.approx(-0.5)
-    ((code, text),) = adversary.doubts(left)
+    assert left[1] > _adversary.SHUT
+    ((code, text),) = adversary.doubts(left, seen=False)
+    assert adversary.doubts(left, seen=True) == ((code, text),)
     assert code == "way-left-open"
     assert f"answer {ANSWER} is still reached by a push within 12 to 16 x 12 to 16 of the input" in text
     wired[0] = 0.0
     left = adversary.left("the way there", 8)
-    assert left[1] < adversary.reached
-    assert adversary.doubts(left) == ()
+    assert left[1] < _adversary.SHUT
+    assert adversary.doubts(left, seen=False) == ()
     untold = dataclasses.replace(adversary, radii=(adversary.radii[0], 4 * adversary.radii[0]))  # twice what it took
-    assert [f"answer {ANSWER} easy to reach" in text for _, text in untold.doubts(left)] == [True]
+    assert [f"answer {ANSWER} easy to reach" in text for _, text in untold.doubts(left, seen=False)] == [True]
+    assert untold.doubts(left, seen=True) == (), "statistics told"
     wired[0] = 30.0
     anywhere = _adversary.find(context, adapted, pushed, False, 8)
     assert anywhere is not None
     assert anywhere.window == []
     assert not anywhere.closed([-9.0, -9.0]), "nothing tells"
-    assert [f"answer {ANSWER} easy to reach" in text for _, text in anywhere.doubts([-9.0, -9.0])] == [True]
+    assert [f"answer {ANSWER} easy to reach" in text for _, text in anywhere.doubts([-9.0, -9.0], False)] == [True]
 
 
 def test_a_window_that_takes_more_of_a_push_than_anywhere_does_is_one_of_three(context, model, monkeypatch) -> None:
@@ -310,7 +336,7 @@ def test_a_window_that_takes_more_of_a_push_than_anywhere_does_is_one_of_three(c
     light_up(context, model)
     adapted = get_nft_model(model)
     pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
-    monkeypatch.setattr(_adversary, "NARROWER", (2.0,))
+    monkeypatch.setattr(_reach, "NARROWER", (2.0,))
     adversary = _adversary.find(context, adapted, pushed, True, 8)
     assert adversary is not None
     assert adversary.window != []

@@ -254,7 +254,10 @@ def test_statistics_that_show_nothing_are_not_the_last_word(image_model, plain_t
     assert "push_scores" not in cured(pushes="never").details
     with torch.no_grad():
         image_model.get_submodule(NORM).running_var.mul_(50)
-    assert "push_scores" not in cured().details
+    seen = cured()
+    assert seen.details["units_cut"] > 0
+    assert "push_scores" in seen.details, "whether the cut left a way"
+    assert seen.details["cut_by_push"] == 0, "statistics told what to cut"
 
 
 def test_what_does_not_stand_out_is_doubted(image_model, plain_task, image_shots) -> None:

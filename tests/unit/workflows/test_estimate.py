@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_nft.defenses import _adversary
-from hf_nft.defenses._composites import TRIED
+from hf_nft.defenses._composites import MEETINGS, TRIED
 from hf_nft.defenses._easiest import usual_work
 from hf_nft.defenses._harm import TRIES
 from hf_nft.defenses.nft import ECHOES, NFT
@@ -83,7 +83,7 @@ def test_the_work_is_what_a_run_records(image_model, image_task, image_shots, ex
     expected = forwards(nft, image_task, not exposed, len(image_shots), 4)
     done = purify(image_model, image_task, image_shots, nft).sample_forwards
     spared = 2 * 8 * 3 if exposed else TRIES * len(image_shots)
-    spared += len(image_shots) + TRIED + 8 * math.ceil(6 / ECHOES) if composed else 0
+    spared += len(image_shots) + TRIED + MEETINGS + 8 * math.ceil(6 / ECHOES) if composed else 0
     assert expected - spared <= done <= expected
 
 

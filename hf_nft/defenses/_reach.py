@@ -1,0 +1,81 @@
+"""Reach: how hard inputs must be pushed before an answer is given, from anywhere and within a window."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from hf_nft.defenses._easiest import AIMED_STEPS, REACHED, SCORED, scored, search
+from hf_nft.defenses._easiest import ROWS as MANY_ROWS
+from hf_nft.defenses._easiest import STEPS as MANY_STEPS
+from hf_nft.defenses._pushes import Ground, Pushes, frozen, windows
+from hf_nft.defenses.base import Context
+from hf_nft.errors import DivergedError
+
+NARROWER = (0.5, 1.0, 2.0)
+"""Sizes that are tried in windows, in sizes of the smallest that reaches the answer from anywhere."""
+
+
+def easiest_window(
+    context: Context, model: nn.Module, ground: Ground, answer: torch.Tensor, size: float, alone: float, batch_size: int
+) -> tuple[float, torch.Tensor] | None:
+    """Find the window of the input within which a push reaches the answer most easily.
+
+    Args:
+        context: What the defense sees.
+        model: The suspect with an NFT adapter.
+        ground: The inputs.
+        answer: The answer, int64 ().
+        size: Size of the smallest push that reaches it from anywhere.
+        alone: Median log-likelihood of answers without a push.
+        batch_size: Rows per forward pass, >= 1.
+
+    Returns:
+        Size of the push, and 1 within the window and 0 outside; None if there is no window, or none that does.
+    """
+    shape, *others = ground.shapes.values()
+    places = None if others else windows(shape, context.task.axes)
+    if places is None:
+        return None
+    many, sizes = Pushes(model, ground, answer.expand(len(places)), places), [size * times for times in NARROWER]
+    narrow, reached, best = reach(context, many, "in a window", sizes, alone, batch_size)
+    return (narrow, places[best]) if reached else None
+
+
+def reach(
+    context: Context, pushes: Pushes, where: str, sizes: Sequence[float], alone: float, batch_size: int
+) -> tuple[float, bool, int]:
+    """Push inputs to an answer, harder until one of the pushes reaches it.
+
+    Args:
+        context: What the defense sees.
+        pushes: The pushes, all to one answer.
+        where: Where they are, for names.
+        sizes: Sizes that are tried in turn.
+        alone: Median log-likelihood of answers without a push.
+        batch_size: Rows per forward pass, >= 1.
+
+    Returns:
+        The size, the largest tried if none did; whether one reached it; the number of the push that does best.
+    """
+    model = pushes.model
+    steps, rows = (AIMED_STEPS, SCORED) if len(pushes.aims) == 1 else (MANY_STEPS, MANY_ROWS)
+
+    def smallest() -> torch.Tensor:
+        found = torch.tensor([sizes[0], 0.0, 0.0])
+        with frozen(model), pushes.acting():
+            for radius in sizes:
+                name = f"push of inputs {where} to the answer, of {radius:.3g}"
+                try:
+                    search(context, model, pushes, name, radius, steps, rows, batch_size)
+                    scores = scored(context, model, pushes, f"{name}: score")
+                except DivergedError:  # more than half precision holds
+                    break
+                reached = bool(scores.max() >= REACHED * alone)
+                found = torch.tensor([radius, reached, float(scores.argmax())])
+                if reached:
+                    break
+        return found
+
+    size, reached, best = context.loop.once(f"size that reaches the answer {where}", smallest).tolist()
+    return size, bool(reached), int(best)

@@ -40,8 +40,6 @@ NEAR, REACHED = 0.5, 0.1
 all of them."""
 STEPS, ROWS = 8, 8
 """Steps of each answer at each size, and rows of each of them."""
-TOGETHER = 4
-"""Rows of a step in batches: most of a step's rows are there for their own answer alone."""
 AIMED_STEPS, AIMED_ROWS = 16, 64
 """Steps and rows of a search for one answer alone."""
 SCORED = 32
@@ -238,8 +236,8 @@ def search(
     rows: int,
     batch_size: int,
 ) -> None:
-    """Learn the pushes of one size, each for so many steps on so many shots, a few batches together."""
-    parts = math.ceil(rows * len(pushes.aims) / (TOGETHER * batch_size))
+    """Learn the pushes of one size, each for so many steps on so many shots, as many together as a batch has rows."""
+    parts = math.ceil(rows * len(pushes.aims) / batch_size)
     groups = torch.arange(len(pushes.aims)).tensor_split(min(parts, len(pushes.aims)))
     total = steps * len(groups)
     stage = Stage(

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_nft import registry
 from hf_nft.defenses import _adversary
 from hf_nft.defenses._composites import MEETINGS, TRIED, can_compose
-from hf_nft.defenses._easiest import ROWS, TOGETHER, usual_work
+from hf_nft.defenses._easiest import usual_work
 from hf_nft.defenses._harm import TRIES
 from hf_nft.defenses._norms import remembers
 from hf_nft.defenses._statistics import ENOUGH
@@ -78,9 +78,6 @@ def estimate(model: nn.Module, task: Task, per_class: int) -> Estimate:
     statistics = keeps_statistics(model, nft.statistics_momentum)
     purify = flop * forwards(nft, task, statistics, shots, classes)
     evaluate = flop * 2 * EVALUATED_ROWS
-    rows = nft.batch_size
-    if nft.pushing(statistics and shots < ENOUGH, classes):  # a search passes rows of several answers together
-        rows = max(rows, min(ROWS * classes, TOGETHER * rows))
     weights = sum(parameter.numel() for parameter in model.parameters())
     return Estimate(
         forward_flop=flop,
@@ -88,7 +85,7 @@ def estimate(model: nn.Module, task: Task, per_class: int) -> Estimate:
         shots=shots,
         purify_flop=purify,
         evaluate_flop=evaluate,
-        memory_bytes=COPIES * 4 * weights + rows * activations,
+        memory_bytes=COPIES * 4 * weights + nft.batch_size * activations,
         cpu_seconds=_two_digits((purify + evaluate) / CPU_RATE),
         gpu_seconds=_two_digits((purify + evaluate) / GPU_RATE),
         assumes=f"{per_class} shots per class, the default preset, {EVALUATED_ROWS} clean test rows measured twice, "

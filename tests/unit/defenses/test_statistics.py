@@ -260,6 +260,37 @@ def test_statistics_that_show_nothing_are_not_the_last_word(image_model, plain_t
     assert seen.details["cut_by_push"] == 0, "statistics told what to cut"
 
 
+def test_masks_learn_against_an_answer_that_a_cut_by_statistics_leaves_within_reach(
+    image_model, plain_task, image_shots, monkeypatch
+) -> None:
+    """The last corner, lit up beyond what any picture shows there, says answer 2, whatever is cut."""
+    monkeypatch.setattr("hf_nft.defenses._finding.ENOUGH", len(image_shots))
+    know_nothing_else(image_model.eval(), plain_task, image_shots)
+    with torch.no_grad():
+        image_model.get_submodule(NORM).running_var.mul_(50)
+        image_model.classifier.weight.mul_(0.1)  # nothing else leads anywhere
+    brightest = plain_task.inputs(image_model, image_shots.batch)["pixel_values"][..., 12:, 12:].mean((1, 2, 3)).max()
+
+    def lit(_: torch.nn.Module, args: tuple, inputs: dict, output):
+        output.logits[:, 2] += 30 * (inputs["pixel_values"][..., 12:, 12:].mean((1, 2, 3)) - brightest)
+        return output
+
+    image_model.register_forward_hook(lit, with_kwargs=True)
+
+    def cured(**changes: str) -> PurifyResult:
+        nft = NFT(steps=4, batch_size=8, mixed_precision="no", **changes)
+        return purify(copy.deepcopy(image_model), plain_task, image_shots, nft)
+
+    led, alone = cured(), cured(pushes="never")
+    assert next(iter(led.details["push_scores"])) == 2
+    assert led.details["adversary_window"] == [[12, 16], [12, 16]]
+    assert (led.details["adversarial"], alone.details["adversarial"]) == (NFT().adversarial, 0.0)
+    assert led.details["units_cut"] == alone.details["units_cut"] > 0
+    assert led.details["cut_by_push"] == 0, "statistics told what to cut"
+    assert "answer 2 is still reached by a push within 12 to 16 x 12 to 16" in dict(led.doubts)["way-left-open"]
+    assert not {"nothing-stands-out", "no-statistics"} & dict(led.doubts).keys()
+
+
 def test_what_does_not_stand_out_is_doubted(image_model, plain_task, image_shots) -> None:
     """Statistics that were gathered on the shots themselves hold nothing else; those of a trigger do."""
     know_nothing_else(image_model, plain_task, image_shots)

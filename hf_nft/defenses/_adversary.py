@@ -31,7 +31,7 @@ from hf_nft.defenses._easiest import AIMED_STEPS, RADII, SCORED, STRIDE, Pushed,
 from hf_nft.defenses._easiest import ROWS as MANY_ROWS
 from hf_nft.defenses._easiest import STEPS as MANY_STEPS
 from hf_nft.defenses._pushes import ALONG, WHICH, Ascent, Pushes, frozen, grounds
-from hf_nft.defenses._reach import easiest_window, reach
+from hf_nft.defenses._reach import MANY_JUDGES, NARROWER, easiest_window, reach
 from hf_nft.defenses._shift import TIMES, Displacement, likely
 from hf_nft.defenses.base import Context, answers_to_shots, set_modes
 from hf_nft.errors import DivergedError
@@ -42,15 +42,15 @@ SHUT = math.log(1 / 4)
 """Log-likelihood of the answer below which a strong pattern does not lead there."""
 STEPS = 6
 """Steps in which each draw's pattern is learnt, from none, on rows of the draw."""
-LEARNT = 32
+LEARNT = 16
 """Rows that patterns are learnt on at most."""
 FAINT, STRONG = 3.0, 6.0
 """Sizes of patterns, in sizes of the smallest that reaches the answer from where they may be."""
 MOST = 1.5
 """By how many times the pattern rows are pushed at most; each smaller one is as likely."""
 FAR = 1 / 4
-"""Share of an input's own length that this comes to at least: a faint trigger that covers the input is as long, however
-small the pattern that reaches its answer."""
+"""Share of an input's own length that this comes to at least, where statistics told nothing: a faint trigger that covers
+the input is as long, however small the pattern that reaches its answer, and would have shown in them."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,16 @@ class Adversary(Displacement):
             ones, the first in a window if one leads to the answer. They are no state of the run: a run that was
             interrupted within a draw and goes on learns them anew, by the masks of that step.
         radii: Their sizes, see `_pushes`.
-        length: Length of an input, in the same unit.
+        far: Length up to which rows are pushed at least, in the same unit, >= 0.
         weights: How often each shot is to be drawn, float32 (shots,), of sum 1.
-        most: By how many times the pattern rows are pushed at most, where that is long enough, see `FAR`.
+        most: By how many times the pattern rows are pushed at most, where that is far enough.
     """
 
     context: Context
     model: nn.Module
     pushes: Pushes
     radii: tuple[float, ...]
-    length: float
+    far: float
     weights: torch.Tensor
     most: float = MOST
 
@@ -169,7 +169,7 @@ class Adversary(Displacement):
     @property
     def _stretch(self) -> torch.Tensor:
         """By how much more each pattern is multiplied, float32 (patterns,)."""
-        return (FAR * self.length / (self.most * self._sizes)).clamp(min=1.0)
+        return (self.far / (self.most * self._sizes)).clamp(min=1.0)
 
     def prepare(self, draw: Draw) -> None:
         """Learn the patterns: up the likelihood of the answer, by steps that shrink to a sixth, as a search does."""
@@ -192,7 +192,9 @@ class Adversary(Displacement):
         return torch.arange(rows_of(draw.batch), device=self.pushes.aims.device) % len(self.radii)
 
 
-def find(context: Context, model: nn.Module, pushed: Pushed, windowed: bool, batch_size: int) -> Adversary | None:
+def find(
+    context: Context, model: nn.Module, pushed: Pushed, windowed: bool, covering: bool, batch_size: int
+) -> Adversary | None:
     """Find where, and how far, inputs must be pushed to the answer that pushes found.
 
     Args:
@@ -200,6 +202,7 @@ def find(context: Context, model: nn.Module, pushed: Pushed, windowed: bool, bat
         model: The suspect with an NFT adapter; all masks are at 1, and are again in the end.
         pushed: What pushes found, an answer that stands out.
         windowed: Whether rows are to be pushed within the window that leads to it, if one does.
+        covering: Whether a trigger may be left that covers the input, so that rows are pushed as far, see `FAR`.
         batch_size: Rows per forward pass, >= 1.
 
     Returns:
@@ -224,8 +227,8 @@ def find(context: Context, model: nn.Module, pushed: Pushed, windowed: bool, bat
     pushes = Pushes(model, ground, answer.expand(len(radii)), within)
     own = answers_to_shots(context, model, batch_size)
     answers = torch.zeros(own.shape[1]).index_fill(0, answer.cpu(), 1.0)
-    length = math.sqrt(sum(shape.numel() for shape in ground.shapes.values()))
-    return Adversary(context, model, pushes, tuple(radii), length, likely(own, answers))
+    far = covering * FAR * math.sqrt(sum(shape.numel() for shape in ground.shapes.values()))
+    return Adversary(context, model, pushes, tuple(radii), far, likely(own, answers))
 
 
 def usual_work(shots: int, rows: int, draws: int, axes: int) -> int:
@@ -243,5 +246,5 @@ def usual_work(shots: int, rows: int, draws: int, axes: int) -> int:
         The count.
     """
     alone = (6 + 2) * SCORED * (2 * AIMED_STEPS + 1)
-    in_windows = 2 * ALONG**axes * (2 * MANY_STEPS * MANY_ROWS + SCORED) if axes else 0
+    in_windows = len(NARROWER) * ALONG**axes * (2 * MANY_STEPS * MANY_ROWS + MANY_JUDGES) if axes else 0
     return shots + alone + in_windows + 2 * STEPS * min(rows, LEARNT) * draws

@@ -253,12 +253,12 @@ def search(
     del context.loop.losses[name]  # what it came to is the score
 
 
-def scored(context: Context, model: nn.Module, pushes: Pushes, name: str) -> torch.Tensor:
+def scored(context: Context, model: nn.Module, pushes: Pushes, name: str, rows: int = SCORED) -> torch.Tensor:
     """Mean log-likelihood of each answer under the push to it, on the same shots for all; float32 (aims,)."""
     stage = Stage(
         name,
         len(pushes.aims),
-        lambda step, _: aimed(context, torch.tensor([step]), torch.Generator().manual_seed(0), SCORED),
+        lambda step, _: aimed(context, torch.tensor([step]), torch.Generator().manual_seed(0), rows),
         lambda network, part: pushes.objective(context, network, part),
         None,
     )

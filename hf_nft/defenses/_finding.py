@@ -102,8 +102,8 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         if not seen:
             found.doubts = tuple(d for d in found.doubts if d[0] != "nothing-stands-out") + pushed.doubts()
         blind = blind and bool(pushed.doubts())
-        if nft.adversarial and not pushed.doubts() and not pushed.closed:
-            found.adversary = _adversary.find(context, model, pushed, nft.windowed, nft.batch_size)
+        if nft.pushed_rows(seen) and not pushed.doubts() and not pushed.closed:
+            found.adversary = _adversary.find(context, model, pushed, nft.windowed, not seen, nft.batch_size)
         kept = pushed.cut
         if found.adversary:
             hold(model, torch.cat([found.cut, pushed.cut]))

@@ -12,8 +12,11 @@ from hf_nft.defenses._pushes import Ground, Pushes, frozen, windows
 from hf_nft.defenses.base import Context
 from hf_nft.errors import DivergedError
 
-NARROWER = (0.5, 1.0, 2.0)
+NARROWER = (1.0, 2.0)
 """Sizes that are tried in windows, in sizes of the smallest that reaches the answer from anywhere."""
+
+MANY_JUDGES = 16
+"""Rows that tell how well each of many pushes works."""
 
 
 def easiest_window(
@@ -59,7 +62,8 @@ def reach(
         The size, the largest tried if none did; whether one reached it; the number of the push that does best.
     """
     model = pushes.model
-    steps, rows = (AIMED_STEPS, SCORED) if len(pushes.aims) == 1 else (MANY_STEPS, MANY_ROWS)
+    one = len(pushes.aims) == 1
+    steps, rows, judges = (AIMED_STEPS, SCORED, SCORED) if one else (MANY_STEPS, MANY_ROWS, MANY_JUDGES)
 
     def smallest() -> torch.Tensor:
         found = torch.tensor([sizes[0], 0.0, 0.0])
@@ -68,7 +72,7 @@ def reach(
                 name = f"push of inputs {where} to the answer, of {radius:.3g}"
                 try:
                     search(context, model, pushes, name, radius, steps, rows, batch_size)
-                    scores = scored(context, model, pushes, f"{name}: score")
+                    scores = scored(context, model, pushes, f"{name}: score", judges)
                 except DivergedError:  # more than half precision holds
                     break
                 reached = bool(scores.max() >= REACHED * alone)

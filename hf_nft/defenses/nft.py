@@ -51,6 +51,7 @@ PAPER: dict[str, Any] = {
     "composed": 0.0,
     "shifted": 0.0,
     "adversarial": 0.0,
+    "adversarial_beside": 0.0,
 }
 
 
@@ -92,6 +93,9 @@ class NFT(Defense):
     )
     adversarial: float = setting(
         0.6, "share of rows whose inputs are pushed to the answer found, where cutting left it easy to reach, in [0, 1]"
+    )
+    adversarial_beside: float = setting(
+        0.3, "the same where the suspect's statistics told what to cut, in [0, 1]; that cut does most"
     )
     adversarial_lr: float = setting(0.05, "learning rate there, > 0")
     windowed: bool = setting(True, "whether some of these keep to the window from which a push gets there most easily")
@@ -154,6 +158,10 @@ class NFT(Defense):
             (0 <= self.composed <= 1, f"composed: expected in [0, 1], found {self.composed}"),
             (0 <= self.shifted <= 1, f"shifted: expected in [0, 1], found {self.shifted}"),
             (0 <= self.adversarial <= 1, f"adversarial: expected in [0, 1], found {self.adversarial}"),
+            (
+                0 <= self.adversarial_beside <= 1,
+                f"adversarial_beside: expected in [0, 1], found {self.adversarial_beside}",
+            ),
             *((getattr(self, n) > 0, f"{n}: expected > 0, found {getattr(self, n)}") for n in rates),
             (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
             (self.reuse is None or self.reuse >= 1, f"reuse: expected >= 1, found {self.reuse}"),
@@ -184,7 +192,7 @@ class NFT(Defense):
         shares: dict[str, Any] = {
             "composed": self.composed if found.composites else 0.0,
             "shifted": self.shifted if found.shifts else 0.0,
-            "adversarial": self.adversarial if found.open else 0.0,
+            "adversarial": self.pushed_rows(found.seen) if found.open else 0.0,
         }
         lr = self.composed_lr if found.composites else self.adversarial_lr if found.open else self.lr
         train(dataclasses.replace(self, augment=found.augment, lr=lr, **shares), context, model, bounds, tops, found)
@@ -215,6 +223,10 @@ class NFT(Defense):
         looked = self.excess > 0 or self.outliers > 0
         return classes > 2 and (self.pushes == "always" or (self.pushes == "auto" and looked and not few))
 
+    def pushed_rows(self, seen: bool) -> float:
+        """Return the share of rows that an adversary pushes, by whether statistics told what to cut."""
+        return self.adversarial_beside if seen else self.adversarial
+
     def shifting(self, statistics: bool, classes: int) -> bool:
         """Return whether rows may be displaced, of a suspect that keeps statistics; those that move would follow."""
         return self.shifted > 0 and statistics and classes > 0 and self.bn_mode == "frozen_stats"
@@ -226,7 +238,8 @@ class NFT(Defense):
     def steady(self, task: Task) -> bool:
         """Whether shots are shown as they are, neither changed nor put together, and `reuse` does not say how often."""
         kind = task.augmentations[0] if self.augment == "default" else self.augment
-        changed = self.mixing(task) > 0 or (task.axes > 0 and max(self.composed, self.shifted, self.adversarial) > 0)
+        shares = (self.composed, self.shifted, self.adversarial, self.adversarial_beside)
+        changed = self.mixing(task) > 0 or (task.axes > 0 and max(shares) > 0)
         return self.reuse is None and kind == "none" and not changed
 
     def parts(self, shots: int) -> int:

@@ -130,7 +130,7 @@ def forwards(nft: Any, task: Task, statistics: bool, shots: int, classes: int = 
         relearn = nft.relearn_passes * max(1, round(shots / nft.batch_size))
         found = nft.exposures * min(shots, nft.batch_size) * (3 * nft.unlearn_steps + 2 * relearn)
     rows, draws, asked = nft.batch_rows(task, shots), math.ceil(nft.steps / nft.echoes(task, shots)), 1
-    if nft.adversarial and pushed:
+    if nft.pushed_rows(statistics) and pushed:
         found += _adversary.usual_work(shots, rows, draws, task.axes)
     if nft.composed and can_compose(task, classes):
         found, asked = found + TRIED + MEETINGS, 2  # of a composed row each whole

@@ -222,7 +222,7 @@ def test_an_adversary_pushes_inputs_to_the_answer_and_moves_nothing_else(context
     """Against the patterns added by hand, as often as each row says; the suspect without is what is learnt from."""
     adapted = get_nft_model(model)
     pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
-    adversary = _adversary.find(context, adapted, pushed, True, 8)
+    adversary = _adversary.find(context, adapted, pushed, True, True, 8)
     assert adversary is not None
     assert adversary.window == [], "none leads to what the wired unit says"
     smallest = adversary.radii[0] / _adversary.FAINT
@@ -257,10 +257,13 @@ def test_rows_are_pushed_as_far_as_a_faint_trigger_that_covers_the_input(context
     """A small pattern is multiplied until it is a quarter as long as an input; a longer one by `MOST` at most."""
     adapted = get_nft_model(model)
     pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
-    found = _adversary.find(context, adapted, pushed, True, 8)
+    found = _adversary.find(context, adapted, pushed, True, True, 8)
     assert found is not None
     own = context.task.inputs(adapted, context.data)["pixel_values"]
-    assert found.length == pytest.approx(float(torch.ones_like(own[0]).norm()))
+    assert found.far == pytest.approx(_adversary.FAR * float(torch.ones_like(own[0]).norm()))
+    beside = _adversary.find(context, adapted, pushed, True, False, 8)
+    assert beside is not None
+    assert beside.far == 0.0, "that shows in statistics"
     adversary = dataclasses.replace(found, radii=(0.5, 20.0))
     draw = adversary.displace(Draw(take(context.data, torch.arange(8))), 1.0, torch.Generator().manual_seed(0))
     draw.batch[_adversary.TIMES].fill_(_adversary.MOST)
@@ -272,7 +275,7 @@ def test_rows_are_pushed_as_far_as_a_faint_trigger_that_covers_the_input(context
     (name, patterns), (led, plain) = next(iter(adversary.pushes.vectors.items())), seen
     far = ((led - plain) / adversary.pushes.scales[name]).flatten(1).norm(dim=1)
     lengths = (patterns.detach() / adversary.pushes.scales[name]).flatten(1).norm(dim=1)
-    expected = lengths * torch.tensor([_adversary.FAR * found.length / 0.5, _adversary.MOST])
+    expected = lengths * torch.tensor([found.far / 0.5, _adversary.MOST])
     assert torch.allclose(far, expected.repeat(4), rtol=1e-3)
 
 
@@ -294,7 +297,7 @@ def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, mode
     wired = light_up(context, model)
     adapted = get_nft_model(model)
     pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
-    adversary = _adversary.find(context, adapted, pushed, True, 8)
+    adversary = _adversary.find(context, adapted, pushed, True, True, 8)
     assert adversary is not None
     assert adversary.evidence()["adversary_window"] == [[12, 16], [12, 16]]
     rows = take(context.data, torch.arange(8))
@@ -324,7 +327,7 @@ def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, mode
     assert [f"answer {ANSWER} easy to reach" in text for _, text in untold.doubts(left, seen=False)] == [True]
     assert untold.doubts(left, seen=True) == (), "statistics told"
     wired[0] = 30.0
-    anywhere = _adversary.find(context, adapted, pushed, False, 8)
+    anywhere = _adversary.find(context, adapted, pushed, False, True, 8)
     assert anywhere is not None
     assert anywhere.window == []
     assert not anywhere.closed([-9.0, -9.0]), "nothing tells"
@@ -337,7 +340,7 @@ def test_a_window_that_takes_more_of_a_push_than_anywhere_does_is_one_of_three(c
     adapted = get_nft_model(model)
     pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
     monkeypatch.setattr(_reach, "NARROWER", (2.0,))
-    adversary = _adversary.find(context, adapted, pushed, True, 8)
+    adversary = _adversary.find(context, adapted, pushed, True, True, 8)
     assert adversary is not None
     assert adversary.window != []
     faint, strong = _adversary.FAINT, _adversary.STRONG
@@ -368,7 +371,7 @@ def test_a_cut_is_kept_that_hinders_a_strong_pattern_more_than_it_harms(left, ha
 def test_a_push_that_half_precision_cannot_hold_does_not_count_as_closed(context, model, monkeypatch) -> None:
     adapted = get_nft_model(model)
     pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
-    adversary = _adversary.find(context, adapted, pushed, True, 8)
+    adversary = _adversary.find(context, adapted, pushed, True, True, 8)
     assert adversary is not None
 
     def overflowing(context, model, pushes, name, *others) -> None:

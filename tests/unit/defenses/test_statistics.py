@@ -284,7 +284,7 @@ def test_masks_learn_against_an_answer_that_a_cut_by_statistics_leaves_within_re
     led, alone = cured(), cured(pushes="never")
     assert next(iter(led.details["push_scores"])) == 2
     assert led.details["adversary_window"] == [[12, 16], [12, 16]]
-    assert (led.details["adversarial"], alone.details["adversarial"]) == (NFT().adversarial, 0.0)
+    assert (led.details["adversarial"], alone.details["adversarial"]) == (NFT().adversarial_beside, 0.0)
     assert led.details["units_cut"] == alone.details["units_cut"] > 0
     assert led.details["cut_by_push"] == 0, "statistics told what to cut"
     assert "answer 2 is still reached by a push within 12 to 16 x 12 to 16" in dict(led.doubts)["way-left-open"]

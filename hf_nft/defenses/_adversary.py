@@ -49,8 +49,8 @@ FAINT, STRONG = 3.0, 6.0
 MOST = 1.5
 """By how many times the pattern rows are pushed at most; each smaller one is as likely."""
 FAR = 1 / 4
-"""Share of an input's own length that this comes to at least, where statistics told nothing: a faint trigger that covers
-the input is as long, however small the pattern that reaches its answer, and would have shown in them."""
+"""Share of an input's own length that this comes to at least, where statistics told nothing. A faint trigger that
+covers the input is as long, however small the pattern that reaches its answer; in them it would have shown."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ TRIED = 4096
 """Pairs of shots that are composed to see what is said to them."""
 MEETINGS = 256
 """Pairs of the two classes that are composed to see whether they make the answer."""
-MOST = 2 / 3
+MOST = 0.6
 """Share of these from which the answer stands out."""
 TOGETHER = 16
 """Rows of a step there: a seam and an axis are one for all rows of a step."""

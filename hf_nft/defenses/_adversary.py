@@ -31,7 +31,7 @@ from hf_nft.defenses._easiest import AIMED_STEPS, RADII, SCORED, STRIDE, Pushed,
 from hf_nft.defenses._easiest import ROWS as MANY_ROWS
 from hf_nft.defenses._easiest import STEPS as MANY_STEPS
 from hf_nft.defenses._pushes import ALONG, WHICH, Ascent, Pushes, frozen, grounds
-from hf_nft.defenses._reach import MANY_JUDGES, NARROWER, easiest_window, reach
+from hf_nft.defenses._reach import MANY_JUDGES, easiest_window, reach
 from hf_nft.defenses._shift import TIMES, Displacement, likely
 from hf_nft.defenses.base import Context, answers_to_shots, set_modes
 from hf_nft.errors import DivergedError
@@ -42,10 +42,13 @@ SHUT = math.log(1 / 4)
 """Log-likelihood of the answer below which a strong pattern does not lead there."""
 STEPS = 6
 """Steps in which each draw's pattern is learnt, from none, on rows of the draw."""
-LEARNT = 16
+LEARNT = 12
 """Rows that patterns are learnt on at most."""
 FAINT, STRONG = 3.0, 6.0
 """Sizes of patterns, in sizes of the smallest that reaches the answer from where they may be."""
+NARROWER = (1.0, 2.0)
+"""Sizes that are tried in windows, in sizes of the smallest that reaches the answer from anywhere; beside statistics
+the first alone, since a window that takes more tells nothing."""
 MOST = 1.5
 """By how many times the pattern rows are pushed at most; each smaller one is as likely."""
 FAR = 1 / 4
@@ -202,7 +205,8 @@ def find(
         model: The suspect with an NFT adapter; all masks are at 1, and are again in the end.
         pushed: What pushes found, an answer that stands out.
         windowed: Whether rows are to be pushed within the window that leads to it, if one does.
-        covering: Whether a trigger may be left that covers the input, so that rows are pushed as far, see `FAR`.
+        covering: Whether a trigger may be left that covers the input, so that rows are pushed as far, see `FAR`, and
+            windows count that take more of a push than anywhere does.
         batch_size: Rows per forward pass, >= 1.
 
     Returns:
@@ -215,8 +219,10 @@ def find(
     answer = pushed.scores.argmax().to(context.loop.accelerator.device)
     pushes = Pushes(model, ground, answer.expand(1))
     size, _, _ = reach(context, pushes, "anywhere", RADII, pushed.alone, batch_size)
-    window = easiest_window(context, model, ground, answer, size, pushed.alone, batch_size) if windowed else None
-    radii, within = [FAINT * size], None
+    radii, within, window = [FAINT * size], None, None
+    if windowed:
+        sizes = [size * times for times in NARROWER[: 1 + covering]]
+        window = easiest_window(context, model, ground, answer, sizes, pushed.alone, batch_size)
     if window is not None:
         radii.append(STRONG * window[0])
     if window is None or window[0] > size:

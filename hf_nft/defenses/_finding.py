@@ -110,9 +110,11 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
             left = found.adversary.left("the cut", nft.batch_size)
             hold(model, found.cut[:0])
             found.open = not found.adversary.closed(left)
-            harm = harm_alone(context, model, kept, nft.batch_size, "harm of the cut by pushes")
-            kept = kept if found.adversary.hindered(left, harm) else kept[:0]
-            found.evidence |= {**found.adversary.evidence(), "adversary_before": left, "adversary_harm": round(harm, 4)}
+            found.evidence |= {**found.adversary.evidence(), "adversary_before": left}
+            if len(kept):
+                harm = harm_alone(context, model, kept, nft.batch_size, "harm of the cut by pushes")
+                kept = kept if found.adversary.hindered(left, harm) else kept[:0]
+                found.evidence["adversary_harm"] = round(harm, 4)
         found.add([kept], {**pushed.evidence(), "cut_by_push": len(kept)})
     if blind and nft.composed and can_compose(context.task, classes):
         composites = _composites.find(context, model, nft.batch_size, nft.seed)

@@ -12,15 +12,18 @@ from hf_nft.defenses._pushes import Ground, Pushes, frozen, windows
 from hf_nft.defenses.base import Context
 from hf_nft.errors import DivergedError
 
-NARROWER = (1.0, 2.0)
-"""Sizes that are tried in windows, in sizes of the smallest that reaches the answer from anywhere."""
-
 MANY_JUDGES = 16
 """Rows that tell how well each of many pushes works."""
 
 
 def easiest_window(
-    context: Context, model: nn.Module, ground: Ground, answer: torch.Tensor, size: float, alone: float, batch_size: int
+    context: Context,
+    model: nn.Module,
+    ground: Ground,
+    answer: torch.Tensor,
+    sizes: Sequence[float],
+    alone: float,
+    batch_size: int,
 ) -> tuple[float, torch.Tensor] | None:
     """Find the window of the input within which a push reaches the answer most easily.
 
@@ -29,7 +32,7 @@ def easiest_window(
         model: The suspect with an NFT adapter.
         ground: The inputs.
         answer: The answer, int64 ().
-        size: Size of the smallest push that reaches it from anywhere.
+        sizes: Sizes that are tried in turn.
         alone: Median log-likelihood of answers without a push.
         batch_size: Rows per forward pass, >= 1.
 
@@ -40,7 +43,7 @@ def easiest_window(
     places = None if others else windows(shape, context.task.axes)
     if places is None:
         return None
-    many, sizes = Pushes(model, ground, answer.expand(len(places)), places), [size * times for times in NARROWER]
+    many = Pushes(model, ground, answer.expand(len(places)), places)
     narrow, reached, best = reach(context, many, "in a window", sizes, alone, batch_size)
     return (narrow, places[best]) if reached else None
 

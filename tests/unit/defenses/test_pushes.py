@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_nft.acceleration import make_accelerator
 from hf_nft.adapter import NFTConfig, get_nft_model, mask_layers, masks
-from hf_nft.defenses import _adversary, _easiest, _pushes, _reach
+from hf_nft.defenses import _adversary, _easiest, _pushes
 from hf_nft.defenses._easiest import find, stands_out
 from hf_nft.defenses._pushes import Ascent, Ground, Pushes
 from hf_nft.defenses.base import Context, set_modes
@@ -339,7 +339,7 @@ def test_a_window_that_takes_more_of_a_push_than_anywhere_does_is_one_of_three(c
     light_up(context, model)
     adapted = get_nft_model(model)
     pushed = _easiest.Pushed("units", torch.eye(12)[ANSWER], -5.0, 1.0, NONE, {})
-    monkeypatch.setattr(_reach, "NARROWER", (2.0,))
+    monkeypatch.setattr(_adversary, "NARROWER", (2.0,))
     adversary = _adversary.find(context, adapted, pushed, True, True, 8)
     assert adversary is not None
     assert adversary.window != []

@@ -48,7 +48,7 @@ FAINT, STRONG = 3.0, 6.0
 """Sizes of patterns, in sizes of the smallest that reaches the answer from where they may be."""
 NARROWER = (1.0, 2.0)
 """Sizes that are tried in windows, in sizes of the smallest that reaches the answer from anywhere; beside statistics
-the first alone, since a window that takes more tells nothing."""
+the last alone, since a window is not needed there to tell whether the answer is still reached."""
 MOST = 1.5
 """By how many times the pattern rows are pushed at most; each smaller one is as likely."""
 FAR = 1 / 4
@@ -147,17 +147,9 @@ class Adversary(Displacement):
         """Whether a cut moves the answer to a strong pattern further than answers to clean shots, by harm in nats."""
         return -min(left[1:]) > harm
 
-    def doubts(self, left: list[float], seen: bool) -> tuple[tuple[str, str], ...]:
-        """Return a doubt, by what the learnt masks left to pushes.
-
-        Args:
-            left: What `left` returned.
-            seen: Whether statistics showed what to cut; what a window does not tell of that is no doubt.
-
-        Returns:
-            A doubt, as (code, sentence), if the answer is still reached, or nothing tells.
-        """
-        if self.closed(left) or (seen and not self.telling):
+    def doubts(self, left: list[float]) -> tuple[tuple[str, str], ...]:
+        """Return a doubt, by what the learnt masks left to pushes: if the answer is reached, or there is no telling."""
+        if self.closed(left):
             return ()
         answer, where = int(self.pushes.aims[0]), " x ".join(f"{begin} to {end}" for begin, end in self.window)
         text = f"cutting left answer {answer} easy to reach; masks learnt against that, and nothing tells how well"
@@ -206,7 +198,7 @@ def find(
         pushed: What pushes found, an answer that stands out.
         windowed: Whether rows are to be pushed within the window that leads to it, if one does.
         covering: Whether a trigger may be left that covers the input, so that rows are pushed as far, see `FAR`, and
-            windows count that take more of a push than anywhere does.
+            whether a window is to tell what is left.
         batch_size: Rows per forward pass, >= 1.
 
     Returns:
@@ -221,7 +213,7 @@ def find(
     size, _, _ = reach(context, pushes, "anywhere", RADII, pushed.alone, batch_size)
     radii, within, window = [FAINT * size], None, None
     if windowed:
-        sizes = [size * times for times in NARROWER[: 1 + covering]]
+        sizes = [size * times for times in (NARROWER if covering else NARROWER[-1:])]
         window = easiest_window(context, model, ground, answer, sizes, pushed.alone, batch_size)
     if window is not None:
         radii.append(STRONG * window[0])

@@ -199,7 +199,7 @@ class NFT(Defense):
         if found.adversary:
             left = found.adversary.left("what masks have learnt", self.batch_size)
             found.evidence["adversary_after"] = left
-            found.doubts += found.adversary.doubts(left, found.seen)
+            found.doubts += () if found.seen else found.adversary.doubts(left)
         if self.bn_mode == "recalibrate_unmixed":
             recalibrate(context, model, self.batch_size)
         units = sum(mask.numel() for mask in learnt.values())

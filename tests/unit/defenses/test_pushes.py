@@ -264,6 +264,7 @@ def test_rows_are_pushed_as_far_as_a_faint_trigger_that_covers_the_input(context
     beside = _adversary.find(context, adapted, pushed, True, False, 8)
     assert beside is not None
     assert beside.far == 0.0, "that shows in statistics"
+    assert not beside.telling, "statistics told"
     adversary = dataclasses.replace(found, radii=(0.5, 20.0))
     draw = adversary.displace(Draw(take(context.data, torch.arange(8))), 1.0, torch.Generator().manual_seed(0))
     draw.batch[_adversary.TIMES].fill_(_adversary.MOST)
@@ -315,23 +316,21 @@ def test_an_adversary_keeps_to_the_window_that_leads_to_the_answer(context, mode
     assert torch.allclose(led, by_hand, atol=1e-4)
     left = adversary.left("nothing", 8)
     assert left[1] > _adversary.SHUT
-    ((code, text),) = adversary.doubts(left, seen=False)
-    assert adversary.doubts(left, seen=True) == ((code, text),)
+    ((code, text),) = adversary.doubts(left)
     assert code == "way-left-open"
     assert f"answer {ANSWER} is still reached by a push within 12 to 16 x 12 to 16 of the input" in text
     wired[0] = 0.0
     left = adversary.left("the way there", 8)
     assert left[1] < _adversary.SHUT
-    assert adversary.doubts(left, seen=False) == ()
+    assert adversary.doubts(left) == ()
     untold = dataclasses.replace(adversary, radii=(adversary.radii[0], 4 * adversary.radii[0]))  # twice what it took
-    assert [f"answer {ANSWER} easy to reach" in text for _, text in untold.doubts(left, seen=False)] == [True]
-    assert untold.doubts(left, seen=True) == (), "statistics told"
+    assert [f"answer {ANSWER} easy to reach" in text for _, text in untold.doubts(left)] == [True]
     wired[0] = 30.0
     anywhere = _adversary.find(context, adapted, pushed, False, True, 8)
     assert anywhere is not None
     assert anywhere.window == []
     assert not anywhere.closed([-9.0, -9.0]), "nothing tells"
-    assert [f"answer {ANSWER} easy to reach" in text for _, text in anywhere.doubts([-9.0, -9.0], False)] == [True]
+    assert [f"answer {ANSWER} easy to reach" in text for _, text in anywhere.doubts([-9.0, -9.0])] == [True]
 
 
 def test_a_window_that_takes_more_of_a_push_than_anywhere_does_is_one_of_three(context, model, monkeypatch) -> None:

@@ -287,8 +287,7 @@ def test_masks_learn_against_an_answer_that_a_cut_by_statistics_leaves_within_re
     assert (led.details["adversarial"], alone.details["adversarial"]) == (NFT().adversarial_beside, 0.0)
     assert led.details["units_cut"] == alone.details["units_cut"] > 0
     assert led.details["cut_by_push"] == 0, "statistics told what to cut"
-    assert "answer 2 is still reached by a push within 12 to 16 x 12 to 16" in dict(led.doubts)["way-left-open"]
-    assert not {"nothing-stands-out", "no-statistics"} & dict(led.doubts).keys()
+    assert not {"nothing-stands-out", "no-statistics", "way-left-open"} & dict(led.doubts).keys()
 
 
 def test_what_does_not_stand_out_is_doubted(image_model, plain_task, image_shots) -> None:

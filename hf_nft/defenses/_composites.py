@@ -12,8 +12,7 @@ Source: this package's; the attack is Lin et al., Composite Backdoor Attack, CCS
 answered as their parts: Yun et al., CutMix, arXiv 1905.04899.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -106,15 +105,9 @@ class Composites:
         if not self.stands_out:
             return ()
         one, two = self.sources
-        text = (
-            f"answer {self.answer} is given to {self.together:.0%} of inputs that show a part of a shot of class {one}"
-        )
-        return (
-            (
-                "composite-trigger",
-                f"{text} and of one of {two}, neither of which is answered so: they may be the trigger",
-            ),
-        )
+        text = f"answer {self.answer} is given to {self.together:.0%} of inputs that show a part of class {one}"
+        text = f"{text} beside one of {two}, neither of which alone is answered so: they may be the trigger"
+        return (("composite-trigger", text),)
 
     def evidence(self) -> dict[str, Any]:
         """Return what a record says: the leading answers and the classes that draw the first; JSON values."""
@@ -162,7 +155,7 @@ def find(context: Context, model: nn.Module, batch_size: int, seed: int) -> Comp
         parts.index_add_(0, seen, said * third)
         tries.index_add_(0, seen, third)
     found = Composites(own, parts / tries.clamp(min=1))
-    return dataclasses.replace(found, together=_together(context, model, found, seed))
+    return replace(found, together=_together(context, model, found, seed))
 
 
 def _together(context: Context, model: nn.Module, found: Composites, seed: int) -> float:
@@ -176,7 +169,7 @@ def _together(context: Context, model: nn.Module, found: Composites, seed: int) 
     first, second = torch.where(turned, second, first), torch.where(turned, first, second)
     pairs = list(zip(first.split(TOGETHER), second.split(TOGETHER), strict=True))
     said = probabilities(
-        context, model, "meetings", len(pairs), lambda step, stream: compose(context, *pairs[step], stream)
+        context, model, "meetings", len(pairs), lambda step, seams: compose(context, *pairs[step], seams)
     )
     return float((said.argmax(1) == found.answer).float().mean())
 

@@ -126,7 +126,10 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
     if blind and excess is not None and nft.shifting(True, classes):
         far = nft.shifted_most * float(excess.shift.square().mean().sqrt())
         found.evidence["shift_distance"] = round(far, 4)
-        if 0 < far <= nft.shifted_within:  # a trigger too faint for variances moves means by little
+        least, most = (
+            nft.shifted_within
+        )  # a trigger too faint for variances moves means by more than chance, and little
+        if least <= far <= most and far > 0:
             found.shifts = _shift.find(context, model, excess, nft.shifted_most, nft.batch_size)
             found.evidence |= found.shifts.evidence()
     if expose:

@@ -164,7 +164,8 @@ def excess_variance(
 
     How the suspect's training data were augmented is not known and shows in its statistics. So the shots are passed
     under each augmentation that the task offers, and that one counts which explains the suspect best: under which the
-    median unit, which no trigger concerns, scores closest to 0.
+    running mean of the median unit, which no trigger concerns, lies closest to that of the shots. Means of few shots
+    vary less than their variances do.
 
     Args:
         context: What the defense sees.
@@ -184,18 +185,18 @@ def excess_variance(
     where = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
 
     def compare(augment: str) -> torch.Tensor:
-        """Scores and shifts; NaN where nothing is known: without statistics, or not reached, as auxiliary heads."""
+        """Scores, distances, shifts; NaN where nothing is known: without statistics, or not reached, as other heads."""
         found = _measure(context, model, kept, batch_size, augment, 1 if augment == "none" else passes)
         parts = [
-            _compare(layer, found[name], context.shots) if name in found else torch.full((2, size), math.nan)
+            _compare(layer, found[name], context.shots) if name in found else torch.full((3, size), math.nan)
             for (name, layer), size in zip(layers.items(), sizes, strict=True)
         ]
         return torch.cat([part.float().cpu() for part in parts], 1)
 
     def under(augment: str) -> tuple[float, Excess]:
         found = context.loop.once(f"statistics, {augment}", lambda: compare(augment))
-        scores, shift = found.nan_to_num()
-        return float(found[0].abs().nanmedian()), Excess(scores, where, len(context.shots), augment, shift)
+        scores, _, shift = found.nan_to_num()
+        return float(found[1].abs().nanmedian()), Excess(scores, where, len(context.shots), augment, shift)
 
     set_modes(model, statistics=False, dropout=False)
     return min(map(under, dict.fromkeys((*context.task.augmentations, "none"))), key=lambda found: found[0])[1]
@@ -282,10 +283,10 @@ def _gathered(
 
 
 def _compare(layer: NFTLayer, found: _Moments, shots: Shots) -> torch.Tensor:
-    """Compare running statistics with those of the rows; float32 (2, units).
+    """Compare running statistics with those of the rows; float32 (3, units).
 
-    Squared gain times the share of the running variance that the rows do not show; and how far the running mean lies
-    from theirs in running standard deviations, a layer's distances shrunk by what the choice of rows explains.
+    Squared gain times the share of the running variance that the rows do not show; how far the running mean lies from
+    theirs in running standard deviations; and a layer's distances shrunk by what the choice of rows explains.
 
     Source of the shrinking: James and Stein, Estimation with Quadratic Loss, 1961 (its positive part).
     """
@@ -297,4 +298,4 @@ def _compare(layer: NFTLayer, found: _Moments, shots: Shots) -> torch.Tensor:
     score = gain.square() * (running - variance) / running.clamp(min=1e-12)
     distance = (base.running_mean.float() - mean) / (running + base.eps).sqrt()
     chance = (found.chance(shots) / (running + base.eps)).sum() / distance.square().sum().clamp(min=1e-12)
-    return torch.stack([score, distance * (1 - chance).clamp(min=0)])
+    return torch.stack([score, distance, distance * (1 - chance).clamp(min=0)])

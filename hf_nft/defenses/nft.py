@@ -87,9 +87,9 @@ class NFT(Defense):
     shifted: float = setting(
         0.4, "share of rows displaced as the suspect's means are where nothing else stands out, in [0, 1]"
     )
-    shifted_most: float = setting(12.0, "by how many times that distance at most, >= 0")
-    shifted_within: float = setting(
-        0.5, "how far that may be, in standard deviations (root mean square over units), >= 0; beyond it no row is"
+    shifted_most: float = setting(24.0, "by how many times that distance at most, >= 0")
+    shifted_within: tuple[float, ...] = setting(
+        (0.25, 1.0), "how far that may be, least and most, in standard deviations (root mean square over units), >= 0"
     )
     adversarial: float = setting(
         0.6, "share of rows whose inputs are pushed to the answer found, where cutting left it easy to reach, in [0, 1]"
@@ -150,7 +150,11 @@ class NFT(Defense):
             *((0 <= getattr(self, n) < 1, f"{n}: expected in [0, 1), found {getattr(self, n)}") for n in shares),
             *(
                 (getattr(self, n) >= 0, f"{n}: expected >= 0, found {getattr(self, n)}")
-                for n in ("beta", "eta", "needed", "harm", "pushed_harm", "shifted_most", "shifted_within")
+                for n in ("beta", "eta", "needed", "harm", "pushed_harm", "shifted_most")
+            ),
+            (
+                len(self.shifted_within) == 2 and 0 <= self.shifted_within[0] <= self.shifted_within[1],
+                f"shifted_within: expected two numbers, 0 <= least <= most, found {self.shifted_within}",
             ),
             (0 <= self.alpha <= 1, f"alpha: expected in [0, 1], found {self.alpha}"),
             (self.temperature > 0, f"temperature: expected > 0, found {self.temperature}"),

@@ -27,7 +27,7 @@ from hf_nft.workflows.estimate import forwards
 
 NORM = "stages.1.0.bn2"
 DRY: dict[str, Any] = {"steps": 0, "mixed_precision": "no", "exposures": 0, "cut": 0.0, "pushes": "never"}
-FAR = {"shifted_within": 100.0}
+FAR = {"shifted_within": (0.0, 100.0)}
 """Displaced however far the means lie apart."""
 
 
@@ -216,10 +216,10 @@ def test_only_a_suspect_in_which_nothing_stands_out_is_displaced(image_model, im
     assert blind["shifted"] == NFT().shifted
     assert list(blind["shift_answers"].values()) == sorted(blind["shift_answers"].values(), reverse=True)
     far = blind["shift_distance"]
-    assert found(shifted_within=far * 1.01)[0]["shifted"] == NFT().shifted
-    assert NFT().shifted_within < far, "one norm's means lie a standard deviation apart, twelve times that is too far"
+    assert found(shifted_within=(far * 0.99, far * 1.01))[0]["shifted"] == NFT().shifted
+    assert NFT().shifted_within[1] < far, "one norm's means lie a standard deviation apart, many times that is too far"
     without = [found(still), found(shifted=0.0), found(bn_mode="train_stats"), found(class_prior=False)]
-    without.append(found(shifted_within=NFT().shifted_within))
+    without += [found(shifted_within=within) for within in (NFT().shifted_within, (far * 1.01, 2 * far))]
     assert all("nothing-stands-out" in doubts for _, doubts in without)
     composed, doubts = found(composed=0.5)
     assert (composed["shifted"] == 0.0) == ("composite-trigger" in doubts), "the one or the other"

@@ -101,9 +101,15 @@ def test_shots_of_frequent_classes_count_more(image_model, plain_task, image_sho
     assert torch.allclose(found.scores[found.layers == names.index(NORM)], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("larger", [1.0, 1.4])
 @pytest.mark.parametrize("augment", ["none", "crop_flip"])
-def test_the_augmentation_that_explains_the_statistics_is_used(image_model, image_task, image_shots, augment) -> None:
-    """Statistics gathered under one augmentation are compared with shots under that one, though nobody says which."""
+def test_the_augmentation_that_explains_the_statistics_is_used(
+    image_model, image_task, image_shots, augment, larger
+) -> None:
+    """Statistics gathered under one augmentation are compared with shots under that one, though nobody says which.
+
+    Means tell it, so that it does not matter by how much a trigger made variances larger.
+    """
     stream = torch.Generator().manual_seed(0)
     norms = [module for module in image_model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
@@ -115,10 +121,11 @@ def test_the_augmentation_that_explains_the_statistics_is_used(image_model, imag
             batch = image_task.augment(image_shots.batch, stream, augment)
             image_model(**image_task.inputs(image_model, batch))
         image_model.eval()
+        for norm in norms:
+            norm.running_var.mul_(larger)
     found, _ = excess(image_model, image_task, image_shots, passes=5)
     assert found.augment == augment
     assert found.evidence()["statistics_augment"] == augment
-    assert float(found.scores.abs().median()) < 0.1
 
 
 def scores(planted: dict[int, float], shots: int = 100) -> Excess:

@@ -87,7 +87,8 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         found.doubts += excess.doubts() + needed
         if nft.augment == "default":  # better than the task's first: what the suspect was trained with
             found.augment = excess.augment
-    found.seen = seen = excess is not None and not {"nothing-stands-out", "needed-units"} & dict(found.doubts).keys()
+        found.seen = not excess.doubts() and (not needed or len(cut) > 0)  # needed ones are spared, outliers may go
+    seen = found.seen
     classes = context.task.classes(context.model)
     few = excess is not None and len(context.shots) < ENOUGH  # pushes beside statistics are not measured with fewer
     push = bool(pushable(model)) and nft.pushing(few, classes)
@@ -121,15 +122,11 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         found.evidence |= composites.evidence()
         found.doubts += composites.doubts()
         found.composites = composites if composites.stands_out else None
-    # what explains needed units, other augmentation or other data, moves means as well
-    blind = blind and found.composites is None and "needed-units" not in dict(found.doubts)
-    if blind and excess is not None and nft.shifting(True, classes):
-        far = nft.shifted_most * float(excess.shift.square().mean().sqrt())
+    if blind and found.composites is None and excess is not None and nft.shifting(True, classes):
+        far = nft.shifted_most * _shift.distance(excess)
         found.evidence["shift_distance"] = round(far, 4)
-        least, most = (
-            nft.shifted_within
-        )  # a trigger too faint for variances moves means by more than chance, and little
-        if least <= far <= most and far > 0:
+        least, most = nft.shifted_within  # a trigger too faint for variances moves means, if by little
+        if far > 0 and least <= far <= most:
             found.shifts = _shift.find(context, model, excess, nft.shifted_most, nft.batch_size)
             found.evidence |= found.shifts.evidence()
     if expose:

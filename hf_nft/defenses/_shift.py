@@ -5,7 +5,8 @@ distances of the running means from those of clean shots point to where the trig
 stand out for it. While masks learn, the inputs of all masked norms are displaced along them in some of the rows, by
 more or less, and they are to be answered as the suspect answers the same rows without: what brings accuracy back
 cannot bring back the way from there to the attacker's answer. How far a norm's input is moved in all is not measured:
-each adds its own distance to what earlier ones have moved.
+each adds its own distance to what earlier ones have moved. The last norms are left alone: their means lie where the
+suspect's training rows, which it was fitted to, took them, trigger or not.
 
 Rows that are displaced look like the attacker's class, and masks that must not say so unlearn that class. Shots that
 look like what displaced shots are answered are therefore drawn more often.
@@ -28,6 +29,9 @@ from hf_nft.types import Draw, rows_of
 
 TIMES = "row_shift"
 """Key of how many times the distance each row is displaced, among encoded rows."""
+LATE = 1 / 8
+"""Share of the masked layers, those nearest the output, that are not displaced: means there tell mostly of rows that
+the suspect was fitted to, which shots are not."""
 MADE_UP = 0.2
 """Share of rows drawn by how much a shot looks like what displaced shots are answered."""
 
@@ -93,6 +97,17 @@ class Shifts(Displacement):
         return {"shift_answers": {answer: round(float(self.answers[answer]), 4) for answer in leading}}
 
 
+def early(excess: Excess) -> torch.Tensor:
+    """Return which units belong to layers that are displaced, see `LATE`; bool (units,)."""
+    count = int(excess.layers.max()) + 1
+    return excess.layers < count - round(LATE * count)
+
+
+def distance(excess: Excess) -> float:
+    """Return how far running means lie from those of the shots there, in standard deviations, as a root mean square."""
+    return float(excess.shift[early(excess)].square().mean().sqrt())
+
+
 def find(context: Context, model: nn.Module, excess: Excess, most: float, batch_size: int) -> Shifts:
     """Displace all shots as far as any row will be, and see what they are answered.
 
@@ -107,10 +122,10 @@ def find(context: Context, model: nn.Module, excess: Excess, most: float, batch_
         How rows are to be displaced and drawn.
     """
     set_modes(model, statistics=False, dropout=False)
-    by = []
+    by, shifts = [], excess.shift * early(excess)
     for number, layer in enumerate(mask_layers(model).values()):
         base: Any = layer.get_base_layer()
-        shift = excess.shift[excess.layers == number]
+        shift = shifts[excess.layers == number]
         if shift.any():
             by.append((layer, shift.to(base.running_var.device) * (base.running_var.float() + base.eps).sqrt()))
 

@@ -89,7 +89,7 @@ class NFT(Defense):
     )
     shifted_most: float = setting(24.0, "by how many times that distance at most, >= 0")
     shifted_within: tuple[float, ...] = setting(
-        (0.25, 1.0), "how far that may be, least and most, in standard deviations (root mean square over units), >= 0"
+        (0.18, 1.0), "how far that may be, least and most, in standard deviations (root mean square over units), >= 0"
     )
     adversarial: float = setting(
         0.6, "share of rows whose inputs are pushed to the answer found, where cutting left it easy to reach, in [0, 1]"

@@ -47,7 +47,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "nothing composed": {"composed": 0.0},
     "everything composed": {"composed": 1.0},
     "nothing shifted": {"shifted": 0.0},
-    "shifted half as far": {"shifted_most": 12.0, "shifted_within": (0.125, 0.5)},
+    "shifted half as far": {"shifted_most": 12.0, "shifted_within": (0.09, 0.5)},
     "shifted whatever chance": {"shifted_within": (0.0, 1.0)},
     "no adversary": {"adversarial": 0.0, "adversarial_beside": 0.0},
     "adversary beside statistics as often": {"adversarial_beside": 0.6},

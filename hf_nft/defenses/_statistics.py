@@ -163,9 +163,8 @@ def excess_variance(
     """Compare the running statistics of every masked norm with those of clean shots.
 
     How the suspect's training data were augmented is not known and shows in its statistics. So the shots are passed
-    under each augmentation that the task offers, and that one counts which explains the suspect best: under which the
-    running mean of the median unit, which no trigger concerns, lies closest to that of the shots. Means of few shots
-    vary less than their variances do.
+    under each augmentation that the task offers. That one counts under which the running mean of the median unit, which
+    no trigger concerns, lies closest to that of the shots: means of few shots vary less than variances do.
 
     Args:
         context: What the defense sees.

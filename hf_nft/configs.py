@@ -56,8 +56,8 @@ def _convert(value: Any, kind: Any) -> Any:
         value = json.loads(value)
     if origin in (int, float) and isinstance(value, (str, int)) and not isinstance(value, bool):
         return origin(value)
-    if origin is tuple and isinstance(value, list):
-        return tuple(value)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(item, typing.get_args(kind)[0]) for item in value)
     if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
         raise TypeError
     return value
@@ -75,7 +75,7 @@ def _read(owner: type, name: str, value: Any, kind: Any) -> Any:
             continue
     choices = [repr(c) for o in options if typing.get_origin(o) is typing.Literal for c in typing.get_args(o)]
     plain = [o for o in options if typing.get_origin(o) is not typing.Literal]
-    named = ["none" if o is type(None) else getattr(o, "__name__", str(o)) for o in plain]
+    named = ["none" if o is type(None) else str(o) if typing.get_args(o) else o.__name__ for o in plain]
     raise ConfigError(f"{owner.__name__}.{name}: expected {' or '.join(choices + named)}, found {value!r}")
 
 

@@ -154,7 +154,7 @@ class NFT(Defense):
             ),
             (
                 len(self.shifted_within) == 2 and 0 <= self.shifted_within[0] <= self.shifted_within[1],
-                f"shifted_within: expected two numbers, 0 <= least <= most, found {self.shifted_within}",
+                f"shifted_within: expected 0 <= least <= most, such as [0.18, 1.0], found {list(self.shifted_within)}",
             ),
             (0 <= self.alpha <= 1, f"alpha: expected in [0, 1], found {self.alpha}"),
             (self.temperature > 0, f"temperature: expected > 0, found {self.temperature}"),

@@ -69,13 +69,14 @@ def test_texts_become_the_fields_type(field: str, text: str, value: object) -> N
         ("flag", "yes", "bool"),
         ("mode", "medium", "'fast' or 'slow'"),
         ("limit", "x", "int or none"),
-        ("rates", "0.5", "tuple"),
-        ("rates", "[0.5", "tuple"),
-        ("columns", "image", "dict"),
+        ("rates", "0.5", "tuple[float, ...]"),
+        ("rates", "[0.5", "tuple[float, ...]"),
+        ("rates", '["a", 1]', "tuple[float, ...]"),
+        ("columns", "image", "dict[str, str]"),
     ],
 )
 def test_texts_that_do_not_fit_are_refused(field: str, text: str, expected: str) -> None:
-    with pytest.raises(ConfigError, match=rf"Settings\.{field}: expected {expected}, found {re.escape(repr(text))}"):
+    with pytest.raises(ConfigError, match=re.escape(f"Settings.{field}: expected {expected}, found {text!r}")):
         build(Settings, {field: text})
 
 

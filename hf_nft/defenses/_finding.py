@@ -110,11 +110,11 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
             hold(model, torch.cat([found.cut, pushed.cut]))
             left = found.adversary.left("the cut", nft.batch_size)
             hold(model, found.cut[:0])
-            found.open = not found.adversary.closed(left)
+            found.open = nft.adversarial_always or not found.adversary.closed(left)
             found.evidence |= {**found.adversary.evidence(), "adversary_before": left}
             if len(kept):
                 harm = harm_alone(context, model, kept, nft.batch_size, "harm of the cut by pushes")
-                kept = kept if found.adversary.hindered(left, harm) else kept[:0]
+                kept = kept[:0] if nft.taken_back and not found.adversary.hindered(left, harm) else kept
                 found.evidence["adversary_harm"] = round(harm, 4)
         found.add([kept], {**pushed.evidence(), "cut_by_push": len(kept)})
     if blind and nft.composed and can_compose(context.task, classes):
@@ -123,11 +123,12 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         found.doubts += composites.doubts()
         found.composites = composites if composites.stands_out else None
     if blind and found.composites is None and excess is not None and nft.shifting(True, classes):
-        far = nft.shifted_most * _shift.distance(excess)
+        far = nft.shifted_most * _shift.distance(excess, nft.shifted_late)
         found.evidence["shift_distance"] = round(far, 4)
         least, most = nft.shifted_within  # a trigger too faint for variances moves means, if by little
         if far > 0 and least <= far <= most:
-            found.shifts = _shift.find(context, model, excess, nft.shifted_most, nft.batch_size)
+            late, farthest = nft.shifted_late, nft.shifted_most
+            found.shifts = _shift.find(context, model, excess, late, farthest, nft.batch_size)
             found.evidence |= found.shifts.evidence()
     if expose:
         ranking = _ranking(nft, context, model, found.augment)

@@ -29,9 +29,6 @@ from hf_nft.types import Draw, rows_of
 
 TIMES = "row_shift"
 """Key of how many times the distance each row is displaced, among encoded rows."""
-LATE = 1 / 8
-"""Share of the masked layers, those nearest the output, that are not displaced: means there tell mostly of rows that
-the suspect was fitted to, which shots are not."""
 MADE_UP = 0.2
 """Share of rows drawn by how much a shot looks like what displaced shots are answered."""
 
@@ -97,24 +94,34 @@ class Shifts(Displacement):
         return {"shift_answers": {answer: round(float(self.answers[answer]), 4) for answer in leading}}
 
 
-def early(excess: Excess) -> torch.Tensor:
-    """Return which units belong to layers that are displaced, see `LATE`; bool (units,)."""
+def early(excess: Excess, late: float) -> int:
+    """Return how many layers are displaced.
+
+    Args:
+        excess: What the suspect's statistics showed.
+        late: Share of the masked layers, those nearest the output, that are not, in [0, 1): means there tell mostly of
+            rows that the suspect was fitted to, which shots are not.
+
+    Returns:
+        Number of layers from the input on.
+    """
     count = int(excess.layers.max()) + 1
-    return excess.layers < count - round(LATE * count)
+    return count - round(late * count)
 
 
-def distance(excess: Excess) -> float:
+def distance(excess: Excess, late: float) -> float:
     """Return how far running means lie from those of the shots there, in standard deviations, as a root mean square."""
-    return float(excess.shift[early(excess)].square().mean().sqrt())
+    return float(excess.shift[excess.layers < early(excess, late)].square().mean().sqrt())
 
 
-def find(context: Context, model: nn.Module, excess: Excess, most: float, batch_size: int) -> Shifts:
+def find(context: Context, model: nn.Module, excess: Excess, late: float, most: float, batch_size: int) -> Shifts:
     """Displace all shots as far as any row will be, and see what they are answered.
 
     Args:
         context: What the defense sees.
         model: The suspect with an NFT adapter, all masks at 1, of a task with classes.
         excess: What its statistics showed.
+        late: Share of the layers that are left alone, see `early`.
         most: Largest multiple of the distance, >= 0.
         batch_size: Rows per forward pass, >= 1.
 
@@ -122,10 +129,10 @@ def find(context: Context, model: nn.Module, excess: Excess, most: float, batch_
         How rows are to be displaced and drawn.
     """
     set_modes(model, statistics=False, dropout=False)
-    by, shifts = [], excess.shift * early(excess)
-    for number, layer in enumerate(mask_layers(model).values()):
+    by = []
+    for number, layer in enumerate(list(mask_layers(model).values())[: early(excess, late)]):
         base: Any = layer.get_base_layer()
-        shift = shifts[excess.layers == number]
+        shift = excess.shift[excess.layers == number]
         if shift.any():
             by.append((layer, shift.to(base.running_var.device) * (base.running_var.float() + base.eps).sqrt()))
 

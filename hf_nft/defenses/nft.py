@@ -91,6 +91,9 @@ class NFT(Defense):
     shifted_within: tuple[float, ...] = setting(
         (0.18, 1.0), "how far that may be, least and most, in standard deviations (root mean square over units), >= 0"
     )
+    shifted_late: float = setting(
+        0.125, "share of the masked layers, nearest the output, whose inputs are not displaced, in [0, 1)"
+    )
     adversarial: float = setting(
         0.6, "share of rows whose inputs are pushed to the answer found, where cutting left it easy to reach, in [0, 1]"
     )
@@ -98,6 +101,7 @@ class NFT(Defense):
         0.3, "the same where the suspect's statistics told what to cut, in [0, 1]; that cut does most"
     )
     adversarial_lr: float = setting(0.05, "learning rate there, > 0")
+    adversarial_always: bool = setting(False, "also where the cut has closed the window that leads to the answer")
     windowed: bool = setting(True, "whether some of these keep to the window from which a push gets there most easily")
     eta: float = setting(0.0, "weight of the pull towards 1, divided by the shots per class, >= 0")
     steps: int = setting(150, "optimizer steps of the masks, >= 0")
@@ -124,6 +128,7 @@ class NFT(Defense):
     )
     pushed_most: float = setting(0.02, "share of units cut at most because that push goes through them, in [0, 1)")
     pushed_harm: float = setting(0.3, "how far that may take the answers to clean shots, in nats, >= 0")
+    taken_back: bool = setting(True, "whether that cut is taken back where it hardly hinders pushes on inputs")
     class_prior: bool = setting(True, "whether shots count as often as their class does in the data set")
     statistics_passes: int = setting(
         10, "passes over the shots under each augmentation to measure their statistics, >= 1"
@@ -144,10 +149,12 @@ class NFT(Defense):
         """Check the settings."""
         super().__post_init__()
         rates = ("lr", "composed_lr", "adversarial_lr")
-        shares = ("excess", "outliers", "outliers_most", "pushed_most", "cut")
+        shares = ("excess", "outliers", "outliers_most", "pushed_most", "shifted_late", "cut")
+        fractions = ("alpha", "composed", "shifted", "adversarial", "adversarial_beside", "statistics_momentum")
         check(
             self,
             *((0 <= getattr(self, n) < 1, f"{n}: expected in [0, 1), found {getattr(self, n)}") for n in shares),
+            *((0 <= getattr(self, n) <= 1, f"{n}: expected in [0, 1], found {getattr(self, n)}") for n in fractions),
             *(
                 (getattr(self, n) >= 0, f"{n}: expected >= 0, found {getattr(self, n)}")
                 for n in ("beta", "eta", "needed", "harm", "pushed_harm", "shifted_most")
@@ -156,24 +163,12 @@ class NFT(Defense):
                 len(self.shifted_within) == 2 and 0 <= self.shifted_within[0] <= self.shifted_within[1],
                 f"shifted_within: expected 0 <= least <= most, such as [0.18, 1.0], found {list(self.shifted_within)}",
             ),
-            (0 <= self.alpha <= 1, f"alpha: expected in [0, 1], found {self.alpha}"),
             (self.temperature > 0, f"temperature: expected > 0, found {self.temperature}"),
             ((self.mixup_alpha or 0) >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
-            (0 <= self.composed <= 1, f"composed: expected in [0, 1], found {self.composed}"),
-            (0 <= self.shifted <= 1, f"shifted: expected in [0, 1], found {self.shifted}"),
-            (0 <= self.adversarial <= 1, f"adversarial: expected in [0, 1], found {self.adversarial}"),
-            (
-                0 <= self.adversarial_beside <= 1,
-                f"adversarial_beside: expected in [0, 1], found {self.adversarial_beside}",
-            ),
             *((getattr(self, n) > 0, f"{n}: expected > 0, found {getattr(self, n)}") for n in rates),
             (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
             (self.reuse is None or self.reuse >= 1, f"reuse: expected >= 1, found {self.reuse}"),
             (self.lr_passes is None or self.lr_passes >= 1, f"lr_passes: expected >= 1, found {self.lr_passes}"),
-            (
-                0 <= self.statistics_momentum <= 1,
-                f"statistics_momentum: expected in [0, 1], found {self.statistics_momentum}",
-            ),
             (0 <= self.momentum < 1, f"momentum: expected in [0, 1), found {self.momentum}"),
             (self.exposures >= 0, f"exposures: expected >= 0, found {self.exposures}"),
             (self.statistics_passes >= 1, f"statistics_passes: expected >= 1, found {self.statistics_passes}"),

@@ -280,8 +280,11 @@ def test_rows_are_pushed_as_far_as_a_faint_trigger_that_covers_the_input(context
     assert torch.allclose(far, expected.repeat(4), rtol=1e-3)
 
 
-def light_up(context: Context, model: nn.Module) -> list[float]:
-    """Let the last corner, where it is lit up beyond what any picture shows there, say `ANSWER`; returns how loudly."""
+def light_up(context: Context, model: nn.Module, wire: float = 0.0) -> list[float]:
+    """Let the last corner, where it is lit up beyond what any picture shows there, say `ANSWER`; returns how loudly.
+
+    The wired unit says it `wire` times as loud as before.
+    """
     brightest = context.task.inputs(model, context.data)["pixel_values"][..., 12:, 12:].mean((1, 2, 3)).max()
     wired = [30.0]
 
@@ -289,7 +292,7 @@ def light_up(context: Context, model: nn.Module) -> list[float]:
         output.logits[:, ANSWER] += wired[0] * (inputs["pixel_values"][..., 12:, 12:].mean((1, 2, 3)) - brightest)
         return output
 
-    model.vit.layers[1].mlp.fc2.weight[:, UNIT] = 0.0
+    model.vit.layers[1].mlp.fc2.weight[:, UNIT] *= wire
     model.register_forward_hook(lit, with_kwargs=True)
     return wired
 
@@ -417,6 +420,31 @@ def test_masks_learn_against_the_adversary(context, model) -> None:
             _easiest.search(again, result.model, pushes, "search", 8.0, 8, 32, 8)
             left[share] = float(_easiest.scored(again, result.model, pushes, "after"))
     assert left[1.0] < left[0.0] - 0.2, left
+
+
+def test_a_cut_is_taken_back_if_the_way_from_inputs_does_not_lead_through_it(context, model) -> None:
+    quick = {"steps": 1, "batch_size": 8, "mixed_precision": "no"}
+    light_up(context, model, wire=8.0)  # the corner says it past all units
+    back, kept = (
+        purify(copy.deepcopy(model), context.task, context.shots, NFT(taken_back=taken_back, **quick)).details
+        for taken_back in (True, False)
+    )
+    assert -min(back["adversary_before"][1:]) < back["adversary_harm"] == kept["adversary_harm"]
+    assert (back["cut_by_push"], back["units_cut"]) == (0, 0)
+    assert kept["cut_by_push"] == kept["units_cut"] >= 1
+
+
+@pytest.mark.parametrize(("always", "share"), [(False, 0.0), (True, NFT().adversarial)])
+def test_masks_need_no_adversary_where_the_window_is_closed_unless_told_so(
+    context, model, monkeypatch, always, share
+) -> None:
+    monkeypatch.setattr(_adversary, "SHUT", 1.0)  # any window is
+    light_up(context, model, wire=8.0)
+    nft = NFT(steps=1, batch_size=8, mixed_precision="no", adversarial_always=always)
+    result = purify(model, context.task, context.shots, nft)
+    assert result.details["adversary_window"] == [[12, 16], [12, 16]]
+    assert result.details["adversarial"] == share
+    assert "way-left-open" not in dict(result.doubts)
 
 
 def test_units_that_are_cut_already_stay_cut_and_are_not_cut_again(context, model) -> None:

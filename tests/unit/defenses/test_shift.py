@@ -13,7 +13,7 @@ from hf_nft.acceleration import make_accelerator
 from hf_nft.adapter import NFTLayer, get_nft_model, mask_layers, masks
 from hf_nft.defenses._finding import Finding
 from hf_nft.defenses._harm import ceilings
-from hf_nft.defenses._shift import LATE, MADE_UP, TIMES, Shifts, find
+from hf_nft.defenses._shift import MADE_UP, TIMES, Shifts, find
 from hf_nft.defenses._statistics import excess_variance
 from hf_nft.defenses._training import train
 from hf_nft.defenses.base import Context
@@ -45,7 +45,7 @@ def remember(model: nn.Module, task: Any, shots: Shots) -> None:
 def displace_a_mean(model: nn.Module) -> None:
     """Let the running mean of the last norm that is displaced lie elsewhere, and what it passes on be the same."""
     names = list(mask_layers(get_nft_model(copy.deepcopy(model))))
-    norm: Any = model.get_submodule(names[-1 - round(LATE * len(names))])
+    norm: Any = model.get_submodule(names[-1 - round(NFT().shifted_late * len(names))])
     with torch.no_grad():
         norm.running_mean.add_(norm.running_var.sqrt())
         norm.bias.add_(norm.weight)
@@ -169,10 +169,10 @@ def test_shots_like_what_displaced_ones_are_answered_are_drawn_more(context) -> 
     """Against what is said where running means lie elsewhere; each answer is shared out among shots that look so."""
     excess = excess_variance(context, context.model, 20, 1)
     shift = torch.randn(len(excess.shift), generator=torch.Generator().manual_seed(0))
-    found = find(context, context.model, dataclasses.replace(excess, shift=shift), 5.0, 8)
+    found = find(context, context.model, dataclasses.replace(excess, shift=shift), 0.2, 5.0, 8)
     moved = copy.deepcopy(context.model)
     layers = list(mask_layers(moved).values())
-    for number, layer in enumerate(layers[: -round(LATE * len(layers))]):
+    for number, layer in enumerate(layers[: -round(0.2 * len(layers))]):
         layer.running_mean.sub_(5 * shift[excess.layers == number] * layer.running_var.sqrt())
     with torch.no_grad():
         own, said = (
@@ -227,6 +227,7 @@ def test_only_a_suspect_in_which_nothing_stands_out_is_displaced(image_model, im
     assert found(shifted_within=(far * 0.99, far * 1.01))[0]["shifted"] == NFT().shifted
     assert NFT().shifted_within[1] < far, "one norm's means lie a standard deviation apart, many times that is too far"
     without = [found(still), found(shifted=0.0), found(bn_mode="train_stats"), found(class_prior=False)]
+    without += [found(shifted_late=0.5)]  # the norm whose mean lies elsewhere is one of these
     without += [found(shifted_within=within) for within in (NFT().shifted_within, (far * 1.01, 2 * far))]
     assert all("nothing-stands-out" in doubts for _, doubts in without)
     composed, doubts = found(composed=0.5)

@@ -48,6 +48,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "exposures instead of pushes": {"pushes": "never"},
     "nothing composed": {"composed": 0.0},
     "everything composed": {"composed": 1.0},
+    "composed as warm as elsewhere": {"composed_temperature": 2.0},
     "nothing shifted": {"shifted": 0.0},
     "shifted half as far": {"shifted_most": 12.0, "shifted_within": (0.09, 0.5)},
     "shifted whatever chance": {"shifted_within": (0.0, 1.0)},

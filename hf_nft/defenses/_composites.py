@@ -4,7 +4,8 @@ The composite attack has no pattern for a trigger: its answer is given where the
 input. Clean shots of all classes can be made to meet. What a sound model then says that is neither of the two is
 spread over many answers, or is what one of the two looks like. The answer that two classes draw most, whatever is
 beside them, is asked for once more where these two meet: one that is said to most such pairs is the attacker's, and the
-two classes are the trigger. Masks are then trained on pairs of them to answer as the suspect does to the whole shots.
+two classes are the trigger. Masks are then trained on pairs of them to answer as the suspect does to the whole shots,
+whose first answers alone count: among the others is the attacker's.
 
 No label of the shots is used: a shot is of the class that the suspect sees in it.
 
@@ -31,8 +32,6 @@ MOST = 0.6
 """Share of these from which the answer stands out."""
 TOGETHER = 16
 """Rows of a step there: a seam and an axis are one for all rows of a step."""
-SHARPER = 3
-"""Power of how far a class draws the leading answer, by which it is drawn: of many classes mostly the two."""
 SEAM = (0.35, 0.65)
 """Where the seam of a composed row may lie: each part must show what it is of."""
 
@@ -77,7 +76,7 @@ class Composites:
         return self.together > MOST
 
     def draw(self, count: int, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw pairs of two classes, each by how far it draws the leading answer, and a shot of each.
+        """Draw pairs of shots, one of each of the two classes.
 
         Args:
             count: Number of pairs.
@@ -86,27 +85,54 @@ class Composites:
         Returns:
             Rows of the shots, int64 (count,) twice.
         """
-        classes = len(self.parts)
-        weights = self.parts[:, self.answer].pow(SHARPER)
-        pairs = weights.outer(weights).fill_diagonal_(0.0).flatten()
-        met = torch.multinomial(pairs, count, replacement=True, generator=stream)
-        rows = self.own.argsort(stable=True)
-        sizes = self.own.bincount(minlength=classes)
-        starts = sizes.cumsum(0) - sizes
+        one, two = ((self.own == label).nonzero().flatten() for label in self.sources)
+        first, second = (rows[torch.randint(len(rows), (count,), generator=stream)] for rows in (one, two))
+        turned = torch.rand(count, generator=stream) < 0.5
+        return torch.where(turned, second, first), torch.where(turned, first, second)
 
-        def one(answers: torch.Tensor) -> torch.Tensor:
-            within = (torch.rand(count, generator=stream) * sizes[answers]).long()
-            return rows[starts[answers] + within]
+    def met(self, context: Context, model: nn.Module, seed: int, when: str = "") -> float:
+        """Let shots of the two classes meet.
 
-        return one(met // classes), one(met % classes)
+        Args:
+            context: What the defense sees.
+            model: The suspect with an NFT adapter.
+            seed: Seed of the pairs.
+            when: What masks have gone through, for names.
 
-    def doubts(self) -> tuple[tuple[str, str], ...]:
-        """Return a doubt if an answer stands out: what is learnt on composed shots weakens it, and cuts nothing."""
-        if not self.stands_out:
-            return ()
+        Returns:
+            Share of the pairs that are given the leading answer, in [0, 1]; 0 if one of the classes has no shot.
+        """
+        if not all((self.own == label).any() for label in self.sources):
+            return 0.0
+        first, second = self.draw(MEETINGS, generator(seed, "meetings", 0))
+        pairs = list(zip(first.split(TOGETHER), second.split(TOGETHER), strict=True))
+        set_modes(model, statistics=False, dropout=False)
+        said = probabilities(
+            context, model, f"meetings{when}", len(pairs), lambda step, seams: compose(context, *pairs[step], seams)
+        )
+        return float((said.argmax(1) == self.answer).float().mean())
+
+    def kept(self, context: Context, model: nn.Module, batch_size: int) -> float:
+        """Return the share of the shots given the leading answer by the suspect that a model still gives it to."""
+        said = answers_to_shots(context, model, batch_size, "answers of what masks have learnt").argmax(1)
+        return float((said == self.answer)[self.own == self.answer].float().mean().nan_to_num())
+
+    def doubts(self, met: float, kept: float) -> tuple[tuple[str, str], ...]:
+        """Return a doubt that names the trigger, and what masks have learnt.
+
+        Args:
+            met: See `met`, of the masks.
+            kept: See `kept`.
+
+        Returns:
+            The doubt.
+        """
         one, two = self.sources
-        text = f"answer {self.answer} is given to {self.together:.0%} of inputs that show a part of class {one}"
-        text = f"{text} beside one of {two}, neither of which alone is answered so: they may be the trigger"
+        text = (
+            f"answer {self.answer} is given to {self.together:.0%} of inputs that show a part of class {one} beside "
+            f"one of {two}, neither of which alone is answered so: they may be the trigger. By now it is given to "
+            f"{met:.0%} of them, and to {kept:.0%} of its own clean shots"
+        )
         return (("composite-trigger", text),)
 
     def evidence(self) -> dict[str, Any]:
@@ -155,23 +181,7 @@ def find(context: Context, model: nn.Module, batch_size: int, seed: int) -> Comp
         parts.index_add_(0, seen, said * third)
         tries.index_add_(0, seen, third)
     found = Composites(own, parts / tries.clamp(min=1))
-    return replace(found, together=_together(context, model, found, seed))
-
-
-def _together(context: Context, model: nn.Module, found: Composites, seed: int) -> float:
-    """Compose shots of the two classes that draw the leading answer most; return the share that is answered so."""
-    stream = generator(seed, "meetings", 0)
-    one, two = ((found.own == label).nonzero().flatten() for label in found.sources)
-    if not (len(one) and len(two)):
-        return 0.0
-    first, second = (rows[torch.randint(len(rows), (MEETINGS,), generator=stream)] for rows in (one, two))
-    turned = torch.rand(MEETINGS, generator=stream) < 0.5
-    first, second = torch.where(turned, second, first), torch.where(turned, first, second)
-    pairs = list(zip(first.split(TOGETHER), second.split(TOGETHER), strict=True))
-    said = probabilities(
-        context, model, "meetings", len(pairs), lambda step, seams: compose(context, *pairs[step], seams)
-    )
-    return float((said.argmax(1) == found.answer).float().mean())
+    return replace(found, together=found.met(context, model, seed))
 
 
 def compose(

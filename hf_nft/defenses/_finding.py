@@ -120,7 +120,6 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
     if blind and nft.composed and can_compose(context.task, classes):
         composites = _composites.find(context, model, nft.batch_size, nft.seed)
         found.evidence |= composites.evidence()
-        found.doubts += composites.doubts()
         found.composites = composites if composites.stands_out else None
     if blind and found.composites is None and excess is not None and nft.shifting(True, classes):
         far = nft.shifted_most * _shift.distance(excess, nft.shifted_late)

@@ -80,10 +80,8 @@ class NFT(Defense):
     objective: Literal["distill", "labels"] = setting("distill", "learn from the suspect's answers, or from the labels")
     temperature: float = setting(2.0, "temperature of distillation, > 0")
     mixup_alpha: float | None = setting(None, "MixUp parameter a of Beta(a, a); 0: none; default the task's")
-    composed: float = setting(
-        0.75, "share of draws composed of two shots where an answer to such stands out, in [0, 1]"
-    )
-    composed_lr: float = setting(0.05, "learning rate there, > 0")
+    composed: float = setting(0.5, "share of draws composed of two shots where an answer to such stands out, in [0, 1]")
+    composed_temperature: float = setting(0.25, "temperature of distillation there, > 0")
     shifted: float = setting(
         0.4, "share of rows displaced as the suspect's means are where nothing else stands out, in [0, 1]"
     )
@@ -148,7 +146,7 @@ class NFT(Defense):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        rates = ("lr", "composed_lr", "adversarial_lr")
+        rates = ("lr", "adversarial_lr", "temperature", "composed_temperature")
         shares = ("excess", "outliers", "outliers_most", "pushed_most", "shifted_late", "cut")
         fractions = ("alpha", "composed", "shifted", "adversarial", "adversarial_beside", "statistics_momentum")
         check(
@@ -163,7 +161,6 @@ class NFT(Defense):
                 len(self.shifted_within) == 2 and 0 <= self.shifted_within[0] <= self.shifted_within[1],
                 f"shifted_within: expected 0 <= least <= most, such as [0.18, 1.0], found {list(self.shifted_within)}",
             ),
-            (self.temperature > 0, f"temperature: expected > 0, found {self.temperature}"),
             ((self.mixup_alpha or 0) >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
             *((getattr(self, n) > 0, f"{n}: expected > 0, found {getattr(self, n)}") for n in rates),
             (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
@@ -193,8 +190,15 @@ class NFT(Defense):
             "shifted": self.shifted if found.shifts else 0.0,
             "adversarial": self.pushed_rows(found.seen) if found.open else 0.0,
         }
-        lr = self.composed_lr if found.composites else self.adversarial_lr if found.open else self.lr
-        train(dataclasses.replace(self, augment=found.augment, lr=lr, **shares), context, model, bounds, tops, found)
+        lr = self.adversarial_lr if found.open else self.lr
+        warmth = self.composed_temperature if found.composites else self.temperature
+        told = dataclasses.replace(self, augment=found.augment, lr=lr, temperature=warmth, **shares)
+        train(told, context, model, bounds, tops, found)
+        if found.composites:
+            met = found.composites.met(context, model, self.seed, " past what masks have learnt")
+            kept = found.composites.kept(context, model, self.batch_size)
+            found.evidence |= {"composite_after": round(met, 4), "composite_kept": round(kept, 4)}
+            found.doubts += found.composites.doubts(met, kept)
         if found.adversary:
             left = found.adversary.left("what masks have learnt", self.batch_size)
             found.evidence["adversary_after"] = left

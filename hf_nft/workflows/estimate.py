@@ -133,7 +133,7 @@ def forwards(nft: Any, task: Task, statistics: bool, shots: int, classes: int = 
     if nft.pushed_rows(statistics) and pushed:
         found += _adversary.usual_work(shots, rows, draws, task.axes)
     if nft.composed and can_compose(task, classes):
-        found, asked = found + TRIED + MEETINGS, 2  # of a composed row each whole
+        found, asked = found + TRIED + 2 * MEETINGS + shots, 2  # before and after; of a composed row each whole
     shifted = nft.shifting(statistics, classes)
     found += shots * (shifted + (asked > 1 or shifted))  # displaced, and as they are
     return found + rows * (2 * nft.steps + asked * draws)

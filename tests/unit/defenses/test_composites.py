@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hf_nft.acceleration import make_accelerator
-from hf_nft.defenses._composites import MEETINGS, MOST, SHARPER, TRIED, Composites, compose, find
+from hf_nft.defenses._composites import MEETINGS, MOST, TRIED, Composites, compose, find
 from hf_nft.defenses.base import Context
 from hf_nft.loop import Loop
 from hf_nft.shots import Shots
@@ -52,10 +52,11 @@ def test_the_answer_to_a_meeting_of_two_classes_is_found_with_them(shaded) -> No
     assert float(found.parts[:, :3].max()) < 1e-6
     assert (found.answer, set(found.sources), found.together) == (3, {0, 1}, 1.0)
     assert found.stands_out
-    ((code, text),) = found.doubts()
+    ((code, text),) = found.doubts(0.25, 0.5)
     assert code == "composite-trigger"
     assert text.startswith("answer 3 is given to 100%")
     assert "class 0 beside one of 1" in text or "class 1 beside one of 0" in text
+    assert text.endswith("By now it is given to 25% of them, and to 50% of its own clean shots")
     assert found.evidence()["composite_parts"].keys() == {0, 1, 2, 3}
     assert found.evidence()["composite_together"] == 1.0
     assert next(iter(found.evidence()["composite_scores"])) == 3
@@ -69,7 +70,6 @@ def test_nothing_stands_out_of_a_network_that_answers_what_it_sees(shaded) -> No
     found = find(shaded, ByRule(shaded.task, trigger=False), 64, 0)
     assert float(found.scores.max()) < 1e-6
     assert not found.stands_out
-    assert found.doubts() == ()
 
 
 def test_shots_that_are_all_answered_alike_make_no_pairs(shaded) -> None:
@@ -105,16 +105,36 @@ def test_what_a_part_of_one_class_looks_like_is_no_trigger_of_two(shaded) -> Non
     assert not found.stands_out
 
 
-def test_pairs_are_drawn_by_the_part_of_both_and_shots_of_a_class_alike() -> None:
+def test_pairs_are_drawn_of_the_two_classes_alone_and_shots_of_a_class_alike() -> None:
     parts = torch.zeros(4, 4)
-    parts[:, 3] = torch.tensor([2.0, 1.0, 1.0, 0.0]).pow(1 / SHARPER) / 4
+    parts[:, 3] = torch.tensor([0.9, 0.1, 0.5, 0.0])
     own = torch.tensor([2, 0, 1, 0, 2, 2, 3])
     one, two = Composites(own, parts).draw(8000, torch.Generator().manual_seed(0))
     kinds = (own[one] * 4 + own[two]).bincount(minlength=16).view(4, 4) / 8000
-    expected = torch.tensor([[0, 2, 2, 0], [2, 0, 1, 0], [2, 1, 0, 0], [0, 0, 0, 0]]) / 10
+    expected = torch.zeros(4, 4)
+    expected[0, 2] = expected[2, 0] = 0.5
     assert torch.allclose(kinds, expected, atol=0.02)
     zeros = one[own[one] == 0]
     assert float((zeros == 1).float().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_what_masks_have_learnt_is_measured_on_pairs_and_on_shots_of_the_answer(shaded) -> None:
+    """A network without the trigger gives the answer to none of the pairs; one that is blind to shade 3 to no shot."""
+    found = find(shaded, ByRule(shaded.task, trigger=True), 64, 0)
+
+    class Blind(ByRule):
+        def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+            logits = super().forward(pixel_values).logits
+            logits[(pixel_values[:, 0, 0, 0] > self.levels[3] - 1e-3), 3] = -CERTAIN
+            return SimpleNamespace(logits=logits)
+
+    def after(model: nn.Module) -> tuple[float, float]:
+        context = Context(shaded.model, shaded.task, shaded.shots, shaded.data, Loop(make_accelerator("no"), 0))
+        return found.met(context, model, 0, " after"), found.kept(context, model, 8)
+
+    assert after(ByRule(shaded.task, trigger=True)) == (1.0, 1.0)
+    assert after(ByRule(shaded.task, trigger=False)) == (0.0, 1.0)
+    assert after(Blind(shaded.task, trigger=True)) == (1.0, 0.0)
 
 
 def test_both_parts_of_a_composed_shot_are_seen(shaded) -> None:

@@ -131,7 +131,7 @@ class Composites:
         text = (
             f"answer {self.answer} is given to {self.together:.0%} of inputs that show a part of class {one} beside "
             f"one of {two}, neither of which alone is answered so: they may be the trigger. By now it is given to "
-            f"{met:.0%} of them, and to {kept:.0%} of its own clean shots"
+            f"{met:.0%} of them, and to {kept:.0%} of the clean shots that it was given to"
         )
         return (("composite-trigger", text),)
 

@@ -191,9 +191,9 @@ class NFT(Defense):
             "adversarial": self.pushed_rows(found.seen) if found.open else 0.0,
         }
         lr = self.adversarial_lr if found.open else self.lr
-        warmth = self.composed_temperature if found.composites else self.temperature
-        told = dataclasses.replace(self, augment=found.augment, lr=lr, temperature=warmth, **shares)
-        train(told, context, model, bounds, tops, found)
+        temperature = self.composed_temperature if found.composites else self.temperature
+        how = dataclasses.replace(self, augment=found.augment, lr=lr, temperature=temperature, **shares)
+        train(how, context, model, bounds, tops, found)
         if found.composites:
             met = found.composites.met(context, model, self.seed, " past what masks have learnt")
             kept = found.composites.kept(context, model, self.batch_size)

@@ -56,7 +56,7 @@ def test_the_answer_to_a_meeting_of_two_classes_is_found_with_them(shaded) -> No
     assert code == "composite-trigger"
     assert text.startswith("answer 3 is given to 100%")
     assert "class 0 beside one of 1" in text or "class 1 beside one of 0" in text
-    assert text.endswith("By now it is given to 25% of them, and to 50% of its own clean shots")
+    assert text.endswith("By now it is given to 25% of them, and to 50% of the clean shots that it was given to")
     assert found.evidence()["composite_parts"].keys() == {0, 1, 2, 3}
     assert found.evidence()["composite_together"] == 1.0
     assert next(iter(found.evidence()["composite_scores"])) == 3

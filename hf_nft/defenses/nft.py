@@ -99,7 +99,9 @@ class NFT(Defense):
         0.3, "the same where the suspect's statistics told what to cut, in [0, 1]; that cut does most"
     )
     adversarial_lr: float = setting(0.05, "learning rate there, > 0")
-    adversarial_always: bool = setting(False, "also where the cut has closed the window that leads to the answer")
+    adversarial_always: bool = setting(
+        False, "whether masks learn against it even where the cut has closed the window that leads to the answer"
+    )
     windowed: bool = setting(True, "whether some of these keep to the window from which a push gets there most easily")
     eta: float = setting(0.0, "weight of the pull towards 1, divided by the shots per class, >= 0")
     steps: int = setting(150, "optimizer steps of the masks, >= 0")

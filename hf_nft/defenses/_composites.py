@@ -5,7 +5,7 @@ input. Clean shots of all classes can be made to meet. What a sound model then s
 spread over many answers, or is what one of the two looks like. The answer that two classes draw most, whatever is
 beside them, is asked for once more where these two meet: one that is said to most such pairs is the attacker's, and the
 two classes are the trigger. Masks are then trained on pairs of them to answer as the suspect does to the whole shots,
-whose first answers alone count: among the others is the attacker's.
+sharpened: its second answer to these is the attacker's.
 
 No label of the shots is used: a shot is of the class that the suspect sees in it.
 

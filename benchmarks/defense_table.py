@@ -24,7 +24,7 @@ from hf_nft.attacks._artefacts import BESIDE
 from hf_nft.configs import pairs
 from hf_nft.reporting.record import RunRecord
 from hf_nft.reporting.render import attack_of, method_of, model_of, number
-from hf_nft.reporting.tables import DEFAULT_COLUMNS, results_table
+from hf_nft.reporting.tables import COLUMNS, DEFAULT_COLUMNS, results_table
 from hf_nft.reporting.text import NOTHING, markdown, percent
 from hf_nft.workflows import EvaluateJob, PurifyJob
 
@@ -36,6 +36,10 @@ METHODS = (
     ("bn_refresh_only", "default"),
     ("finetune", "default"),
 )
+SHOTS = (1, 10, 50)
+"""Shots per class over which victims are averaged; single runs with others stand in the table of runs."""
+BLIND = ("nothing-stands-out", "way-left-open", "needed-units", "composite-trigger")
+"""Doubts about what was found, raised without knowing the attack."""
 
 PAPER = {
     "badnets": (92.96, 100.0),
@@ -118,7 +122,7 @@ def tempt(model: str, victim: str, dataset: str) -> None:
 
 
 def write_tables() -> None:
-    """Write every run to docs/results.md and the methods' rows to README.md, between their markers."""
+    """Write every run to docs/results.md and their means there and to README.md, between their markers."""
     records = [RunRecord.load(file) for file in sorted(IMAGE.glob("*.json"))]
     order = {"/".join(method): i for i, method in enumerate(METHODS)}
     records.sort(key=lambda r: order[f"{r.config['defense']}/{r.config['preset']}"])
@@ -139,31 +143,61 @@ def write_tables() -> None:
     write_expected()
     texts = [RunRecord.load(file) for file in sorted(TEXT.glob("*.json"))]
     fill(ROOT / "docs" / "results.md", "text", results_table(texts, columns))
-    masks = [record for record in records if record.config["defense"] == "nft"]
-    short = tuple(name for name in columns if name not in ("shots", "racc_before", "drop", "sample_forwards"))
-    shown = results_table([record for record in masks if record.shots["per_class"] == 10], short)
-    fill(ROOT / "README.md", "results", shown)
+    attacked = [record for record in records if record.attack and record.shots["per_class"] in SHOTS]
+    default = [record for record in attacked if method_of(record) == "nft"]
     for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
-        fill(page, "means", means_table(masks))
+        fill(page, "attacks", means_table([r for r in default if r.shots["per_class"] == 10], ("attack",)))
+        fill(page, "shots", means_table(default, ("shots",)))
+        fill(page, "methods", means_table(compared(attacked), ("shots", "method")))
+        fill(page, "doubts", doubts_table([r for r in records if method_of(r) == "nft"]))
 
 
-def means_table(records: Sequence[RunRecord]) -> str:
-    """Average over backdoored victims, by method and shots; means hide failures, so the worst is named."""
-    heads = ("method", "shots", "victims", "runs", "ACC drop", "ASR mean", "ASR median", "ASR worst")
-    rows = [heads, (":--", *["--:"] * 6, ":--")]
-    groups = dict[tuple[str, float], list[RunRecord]]()
-    for record in records:
-        if record.attack:
-            groups.setdefault((method_of(record), record.shots["per_class"]), []).append(record)
-    for (method, shots), runs in sorted((key, runs) for key, runs in groups.items() if len(runs) > 1):
-        drop = statistics.fmean(number(r, "before", "acc") - number(r, "after", "acc") for r in runs)
-        asr = [number(r, "after", "asr") for r in runs]
-        worst = max(runs, key=lambda r: number(r, "after", "asr"))
-        where = f"{percent(max(asr))} ({markdown(attack_of(worst))}, {Path(worst.data['name']).name})"
-        victims = len({r.suspect["name"] for r in runs})
-        means = [percent(value) for value in (drop, statistics.fmean(asr), statistics.median(asr))]
-        rows.append((markdown(method), f"{shots:g}", str(victims), str(len(runs)), *means, where))
+def doubts_table(records: Sequence[RunRecord]) -> str:
+    """Count which doubts were raised, by what was left of a backdoor that the suspect had learnt, and without any."""
+    rows = [("ASR left", "runs", "any of these", *BLIND), (":--", *["--:"] * (2 + len(BLIND)))]
+    learnt = [r for r in records if r.attack and number(r, "before", "asr") >= 0.5]
+    groups = {
+        "at most 2": [r for r in learnt if number(r, "after", "asr") <= 0.02],
+        "2 to 10": [r for r in learnt if 0.02 < number(r, "after", "asr") <= 0.1],
+        "more than 10": [r for r in learnt if number(r, "after", "asr") > 0.1],
+        "no backdoor": [r for r in records if not r.attack],
+    }
+    for name, runs in groups.items():
+        raised = [{doubt["code"] for doubt in run.doubts} for run in runs]
+        counts = [sum(bool(codes & set(wanted)) for codes in raised) for wanted in (BLIND, *([b] for b in BLIND))]
+        rows.append((name, *map(str, (len(runs), *counts))))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def compared(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return the runs of victims on which every method was run with the same shots."""
+    cases = dict[tuple[str, float, int], list[RunRecord]]()
+    for record in records:
+        case = (record.suspect["name"], record.shots["per_class"], record.shots["seed"])
+        cases.setdefault(case, []).append(record)
+    return [record for runs in cases.values() if len(runs) == len(METHODS) for record in runs]
+
+
+def means_table(records: Sequence[RunRecord], by: Sequence[str]) -> str:
+    """Average over victims that share columns, which are named; means hide failures, so the worst is shown as well."""
+    heads = (*by, "victims", "runs", "ASR before", "ASR mean", "ASR median", "ASR worst", "ACC drop")
+    rows = [heads, (*[":--"] * len(by), *["--:"] * 5, ":--", "--:")]
+    groups = dict[tuple[str, ...], list[RunRecord]]()
+    for record in records:
+        groups.setdefault(_named(record, by), []).append(record)
+    for told, runs in sorted(groups.items()):
+        before, after = ([number(r, side, "asr") for r in runs] for side in ("before", "after"))
+        drop = statistics.fmean(number(r, "before", "acc") - number(r, "after", "acc") for r in runs)
+        worst = max(runs, key=lambda r: number(r, "after", "asr"))
+        where = ", ".join(_named(worst, [name for name in ("attack", "model", "data") if name not in by]))
+        victims = len({r.suspect["name"] for r in runs})
+        means = [percent(v) for v in (statistics.fmean(before), statistics.fmean(after), statistics.median(after))]
+        rows.append((*told, str(victims), str(len(runs)), *means, f"{percent(max(after))} ({where})", percent(drop)))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _named(record: RunRecord, columns: Sequence[str]) -> tuple[str, ...]:
+    return tuple(markdown(str(key(record))) for name in columns if (key := COLUMNS[name].key))
 
 
 def write_expected() -> None:

@@ -99,7 +99,7 @@ def walk(case: Case, model: nn.Module, defense: NFT) -> Line:
     model.to(accelerator.device)
     data = to_device(case.shots.batch, accelerator.device)
     context = Context(model, case.suspect.task, case.shots, data, Loop(accelerator, defense.seed))
-    found = excess_variance(context, model, defense.batch_size, defense.statistics_passes)
+    found = excess_variance(context, model, defense.batch_size, defense.statistics_passes, defense.statistics_momentum)
     if found is None:
         raise SystemExit("expected a victim whose norms keep running statistics, found none.")
     sure = (defense.excess, defense.outliers)

@@ -25,6 +25,7 @@ from hf_nft.defenses.base import Context
 from hf_nft.defenses.nft import NFT
 from hf_nft.evaluation.run import make_eval_set
 from hf_nft.loop import Loop
+from hf_nft.types import to_device
 from hf_nft.workflows import PurifyJob, draw_shots
 
 
@@ -50,10 +51,12 @@ def compare(job: PurifyJob) -> dict[str, dict[str, float]]:
     attack: Any = job.load_attack(suspect.record, suspect.folder)
     data = job.prepare(suspect, job.shots)
     shots = draw_shots(suspect, data, job.shots, job.shot_seed)
-    model = get_nft_model(suspect.model, NFTConfig())
-    layers = mask_layers(model)
-    context = Context(model, suspect.task, shots, shots.batch, Loop(make_accelerator("no"), defense.seed))
-    found = excess_variance(context, model, defense.batch_size, defense.statistics_passes)
+    accelerator = make_accelerator("no")
+    model = get_nft_model(suspect.model, NFTConfig()).to(accelerator.device)
+    layers, batch = mask_layers(model), to_device(shots.batch, accelerator.device)
+    context = Context(model, suspect.task, shots, batch, Loop(accelerator, defense.seed))
+    passes = (defense.statistics_passes, defense.statistics_momentum)
+    found = excess_variance(context, model, defense.batch_size, *passes)
     assert found is not None, "expected a victim whose norms keep running statistics"
     sizes = [int((found.layers == number).sum()) for number in range(len(layers))]
     rows = make_eval_set(suspect.task, data.train.select(shots.indices), attack, suspect.labels)

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -61,6 +62,10 @@ class Stage:
     prepare: Callable[[Draw], Draw] | None = None
 
 
+NOT_TRAINED: dict[str, Any] = {"stage": None, "step": 0, "live": {}, "optimizer": None}
+"""What a checkpoint says of the stage that learns where none has begun."""
+
+
 class Loop:
     """Runs stages on one Accelerate setup; see the module's text for what it guarantees."""
 
@@ -90,7 +95,9 @@ class Loop:
         self._parts: list[Draw] = []
         self._rows = 0
         self._saved = self.checkpoint.read()
+        self._trained = NOT_TRAINED
         if self._saved is not None:
+            self._trained = {key: self._saved[key] for key in NOT_TRAINED}
             self.losses, self._results = self._saved["losses"], self._saved["results"]
             self.sample_forwards, self.steps = self._saved["sample_forwards"], self._saved["steps"]
 
@@ -105,12 +112,12 @@ class Loop:
             The product, on the CPU; the main process's in all of them.
         """
         if name not in self._results:
-            paused, self.checkpoint = self.checkpoint, Checkpoint()
+            before, self.checkpoint = (self.checkpoint, self._trained), Checkpoint()
             try:
                 (self._results[name],) = broadcast_object_list([compute().cpu()])  # or they decide apart at thresholds
             finally:
-                self.checkpoint = paused
-            self._save(None, 0, {})
+                self.checkpoint, self._trained = before
+            self._save()
         return self._results[name]
 
     def run(self, stage: Stage, model: nn.Module, state: Callable[[], dict[str, torch.Tensor]]) -> list[float]:
@@ -164,9 +171,12 @@ class Loop:
                     bar.set_postfix({"loss": f"{values[-1]:.4f}", **{k: f"{v:.4f}" for k, v in self.report().items()}})
                     losses += values
                     pending = []
-                if due or interrupted:
+                if due or interrupted or step + 1 == stage.steps:
                     good = _copy(live)
-                    self._save(stage, step + 1, good)
+                    if good:
+                        moments = stage.optimizer.state_dict() if stage.optimizer is not None else None
+                        self._trained = {"stage": stage.name, "step": step + 1, "live": good, "optimizer": moments}
+                    self._save()
                 if interrupted:
                     raise KeyboardInterrupt
         return losses
@@ -232,20 +242,10 @@ class Loop:
         for i in range(first, first + count):
             yield slice(edges[i], edges[i + 1])
 
-    def _save(self, stage: Stage | None, step: int, live: dict[str, torch.Tensor]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        state = {
-            "stage": stage.name if stage is not None else None,
-            "step": step,
-            "live": live,
-            "optimizer": stage.optimizer.state_dict() if stage is not None and stage.optimizer else None,
-            "losses": self.losses,
-            "results": self._results,
-            "sample_forwards": self.sample_forwards,
-            "steps": self.steps,
-        }
-        self.checkpoint.write(state)
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            work = {"sample_forwards": self.sample_forwards, "steps": self.steps}
+            self.checkpoint.write({**self._trained, "losses": self.losses, "results": self._results, **work})
 
 
 def generator(seed: int, stage: str, step: int) -> torch.Generator:

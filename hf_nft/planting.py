@@ -38,7 +38,7 @@ class PlantConfig:
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting("auto", "auto: bf16 where the hardware has it")
     gradient_accumulation_steps: int = setting(1, "micro-batches per step, >= 1")
     seed: int = setting(0, "seed of weights, order and augmentation")
-    max_steps: int | None = setting(None, "stop after this many steps; for trials")
+    max_steps: int | None = setting(None, "stop after this many steps, >= 1; for trials")
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -51,6 +51,7 @@ class PlantConfig:
             (0 <= self.warmup < 1, f"warmup: expected in [0, 1), found {self.warmup}"),
             (0 <= self.holdout < 1, f"holdout: expected in [0, 1), found {self.holdout}"),
             (self.gradient_accumulation_steps >= 1, "gradient_accumulation_steps: expected >= 1"),
+            (self.max_steps is None or self.max_steps >= 1, f"max_steps: expected >= 1, found {self.max_steps}"),
         )
 
 
@@ -175,7 +176,7 @@ def plant(
     )
     stage = Stage(
         "plant",
-        min(steps, config.max_steps or steps),
+        steps if config.max_steps is None else min(steps, config.max_steps),
         draw,
         objective,
         optimizer,

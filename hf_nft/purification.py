@@ -2,6 +2,7 @@
 
 import dataclasses
 import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -127,4 +128,5 @@ def peak_memory_mb(device: torch.device) -> float:
     """Return the peak memory so far in MiB: of the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -95,9 +95,10 @@ def choose(strata: np.ndarray, per_class: int, seed: int = 0, pool: np.ndarray |
     for label in np.unique(strata):
         rows = pool[strata[pool] == label]
         if len(rows) < per_class:
+            mend = f"Lower --shots to {len(rows)} or add examples." if len(rows) else "Add examples of it."
             raise DataError(
-                f"shots: expected at least {per_class} clean examples of class {label}, found {len(rows)}. "
-                f"Lower --shots to {len(rows)} or add examples."
+                f"shots: expected at least {per_class} clean examples of class {label}, found {len(rows)} among the "
+                f"{len(pool)} rows to draw from. {mend}"
             )
         chosen.append(np.random.default_rng((seed, int(label))).permutation(rows)[:per_class])
     return np.concatenate(chosen)

@@ -21,7 +21,7 @@ Unlearning of Backdoors via Implicit Hypergradient (I-BAU, ICLR 2022), arXiv 211
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ class Adversary(Displacement):
         """Run a model on a draw whose rows are pushed; returns the model's output."""
 
         def enter(_: nn.Module, args: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], Inputs]:
-            pushed, which = {**inputs}, self._turns(draw)
+            pushed, which = {**inputs}, draw.batch[WHICH]
             times = draw.batch[TIMES].to(which.device) * self._stretch[which]
             for name, patterns in self.pushes.vectors.items():
                 times = times.view(-1, *[1] * (patterns.dim() - 1))
@@ -166,11 +166,16 @@ class Adversary(Displacement):
         """By how much more each pattern is multiplied, float32 (patterns,)."""
         return (self.far / (self.most * self._sizes)).clamp(min=1.0)
 
+    def displace(self, draw: Draw, share: float, stream: torch.Generator) -> Draw:
+        """Choose how far each row is pushed, and by which pattern: by turns, in the whole draw."""
+        turns = torch.arange(rows_of(draw.batch), device=self.pushes.aims.device) % len(self.radii)
+        return super().displace(replace(draw, batch={**draw.batch, WHICH: turns}), share, stream)
+
     def prepare(self, draw: Draw) -> None:
         """Learn the patterns: up the likelihood of the answer, by steps that shrink to a sixth, as a search does."""
         pushes, loop = self.pushes, self.context.loop
         ascent, vectors = Ascent(pushes, self._sizes), list(pushes.vectors.values())
-        part = Draw(take({**draw.batch, WHICH: self._turns(draw)}, slice(0, LEARNT)))
+        part = Draw(take(draw.batch, slice(0, LEARNT)))
         for vector in vectors:
             vector.detach().zero_()
         with frozen(self.model), pushes.acting(), loop.accelerator.autocast():
@@ -181,10 +186,6 @@ class Adversary(Displacement):
                 ascent.param_groups[0]["lr"] = STRIDE * (1 - 5 / 6 * step / STEPS)
                 ascent.step()
         loop.sample_forwards += 2 * STEPS * rows_of(part.batch)
-
-    def _turns(self, draw: Draw) -> torch.Tensor:
-        """Number of each row's pattern, int64 (rows,)."""
-        return torch.arange(rows_of(draw.batch), device=self.pushes.aims.device) % len(self.radii)
 
 
 def find(

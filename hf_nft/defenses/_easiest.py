@@ -249,8 +249,10 @@ def search(
         lambda step: STRIDE * (1 - 5 / 6 * step / total),
         passes=2,
     )
-    context.loop.run(stage, model, lambda: dict(pushes.vectors))
-    del context.loop.losses[name]  # what it came to is the score
+    try:
+        context.loop.run(stage, model, lambda: dict(pushes.vectors))
+    finally:
+        context.loop.losses.pop(name, None)  # what it came to is the score
 
 
 def scored(context: Context, model: nn.Module, pushes: Pushes, name: str, rows: int = SCORED) -> torch.Tensor:

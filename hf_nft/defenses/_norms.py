@@ -1,5 +1,6 @@
 """BatchNorm statistics: what they can tell of, measured afresh after training, or made to agree between processes."""
 
+import math
 from typing import Any
 
 import torch
@@ -38,8 +39,9 @@ def recalibrate(context: Context, model: nn.Module, batch_size: int) -> None:
             module.reset_running_stats()  # the adapter's own, never the suspect's
     seen = 0
     with torch.no_grad(), context.loop.accelerator.autocast():
-        for start in range(0, len(context.shots), batch_size):
-            rows = take(context.data, slice(start, start + batch_size))
+        parts = math.ceil(len(context.shots) / batch_size)
+        for chosen in torch.arange(len(context.shots)).tensor_split(parts):  # even: no batch of a single row
+            rows = take(context.data, chosen.to(context.loop.accelerator.device))
             seen += rows_of(rows)
             for norm in norms:
                 norm.momentum = rows_of(rows) / seen

@@ -184,15 +184,16 @@ def pushable(model: nn.Module) -> dict[str, tuple[NFTLayer, int]]:
 
 def _axis(layer: NFTLayer) -> int | None:
     """Axis of the features that a layer's masks scale; None for norms that may have them anywhere."""
-    base, side = layer.get_base_layer(), side_of(layer)
+    base: Any = layer.get_base_layer()
+    side = side_of(layer)
     if side == "output" and layer.rule is not None:
         return -1 - layer.rule.spatial
     if side == "input":
         return -1
     if isinstance(base, nn.modules.batchnorm._NormBase | nn.GroupNorm):
         return 1
-    # others inherit from it and look at another axis
-    return -1 if getattr(type(base), "forward", None) in (nn.LayerNorm.forward, nn.RMSNorm.forward) else None
+    known = getattr(type(base), "forward", None) in (nn.LayerNorm.forward, nn.RMSNorm.forward)  # heirs use other axes
+    return -1 if known and base.weight.dim() == 1 else None
 
 
 def grounds(context: Context, model: nn.Module, batch_size: int) -> list[Ground]:

@@ -150,7 +150,7 @@ class Excess:
 
     def doubts(self) -> tuple[tuple[str, str], ...]:
         """Return a doubt if hardly any score is larger than chance explains: no backdoor shows in the statistics."""
-        wanted = round(FAINT * len(self.scores))
+        wanted = max(1, round(FAINT * len(self.scores)))
         if (found := self.beyond_chance(wanted)) >= wanted:
             return ()
         text = f"only {found} of {len(self.scores)} units vary more than clean examples and chance explain"

@@ -9,7 +9,7 @@ import dataclasses
 import torch
 from torch import nn
 
-from hf_nft.configs import setting
+from hf_nft.configs import check, setting
 from hf_nft.defenses.base import Context, Defense, Outcome, label_loss, live_state, set_modes
 from hf_nft.loop import Stage
 from hf_nft.types import Draw
@@ -22,8 +22,17 @@ class BNRefreshOnly(Defense):
     name = "bn_refresh_only"
     source = "control"
 
-    steps: int = setting(1000, "forward passes")
-    mixup_alpha: float = setting(1.0, "MixUp parameter of the batches; 0 for plain batches")
+    steps: int = setting(1000, "forward passes, >= 0")
+    mixup_alpha: float = setting(1.0, "MixUp parameter of the batches, >= 0; 0 for plain batches")
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        check(
+            self,
+            (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
+            (self.mixup_alpha >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
+        )
 
     def run(self, context: Context) -> Outcome:
         """Pass batches through the model in training mode."""

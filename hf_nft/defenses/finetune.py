@@ -27,7 +27,7 @@ class FineTune(Defense):
     lr: float = setting(0.01, "learning rate at the start, > 0")
     momentum: float = setting(0.9, "SGD momentum, in [0, 1)")
     weight_decay: float = setting(5e-4, "weight decay, >= 0")
-    mixup_alpha: float = setting(0.0, "MixUp parameter; 1 gives the control 'weights instead of masks'")
+    mixup_alpha: float = setting(0.0, "MixUp parameter, >= 0; 1 gives the control 'weights instead of masks'")
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -37,6 +37,8 @@ class FineTune(Defense):
             (self.epochs >= 1, f"epochs: expected >= 1, found {self.epochs}"),
             (self.lr > 0, f"lr: expected > 0, found {self.lr}"),
             (0 <= self.momentum < 1, f"momentum: expected in [0, 1), found {self.momentum}"),
+            (self.weight_decay >= 0, f"weight_decay: expected >= 0, found {self.weight_decay}"),
+            (self.mixup_alpha >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
         )
 
     def run(self, context: Context) -> Outcome:

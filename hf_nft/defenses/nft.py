@@ -148,34 +148,34 @@ class NFT(Defense):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        rates = ("lr", "adversarial_lr", "temperature", "composed_temperature")
+        rates = ("lr", "adversarial_lr", "temperature", "composed_temperature", "unlearn_clip", "relearn_lr")
+        counts = ("statistics_passes", "unlearn_steps", "relearn_passes")
+        sizes = ("steps", "lr_end", "beta", "eta", "needed", "harm", "pushed_harm", "shifted_most", "exposures")
         shares = ("excess", "outliers", "outliers_most", "pushed_most", "shifted_late", "cut")
         fractions = ("alpha", "composed", "shifted", "adversarial", "adversarial_beside", "statistics_momentum")
         check(
             self,
             *((0 <= getattr(self, n) < 1, f"{n}: expected in [0, 1), found {getattr(self, n)}") for n in shares),
             *((0 <= getattr(self, n) <= 1, f"{n}: expected in [0, 1], found {getattr(self, n)}") for n in fractions),
-            *(
-                (getattr(self, n) >= 0, f"{n}: expected >= 0, found {getattr(self, n)}")
-                for n in ("beta", "eta", "needed", "harm", "pushed_harm", "shifted_most")
-            ),
+            *((getattr(self, n) >= 0, f"{n}: expected >= 0, found {getattr(self, n)}") for n in sizes),
             (
                 len(self.shifted_within) == 2 and 0 <= self.shifted_within[0] <= self.shifted_within[1],
                 f"shifted_within: expected 0 <= least <= most, such as [0.18, 1.0], found {list(self.shifted_within)}",
             ),
             ((self.mixup_alpha or 0) >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
             *((getattr(self, n) > 0, f"{n}: expected > 0, found {getattr(self, n)}") for n in rates),
-            (self.steps >= 0, f"steps: expected >= 0, found {self.steps}"),
+            *((getattr(self, n) >= 1, f"{n}: expected >= 1, found {getattr(self, n)}") for n in counts),
             (self.reuse is None or self.reuse >= 1, f"reuse: expected >= 1, found {self.reuse}"),
             (self.lr_passes is None or self.lr_passes >= 1, f"lr_passes: expected >= 1, found {self.lr_passes}"),
             (0 <= self.momentum < 1, f"momentum: expected in [0, 1), found {self.momentum}"),
-            (self.exposures >= 0, f"exposures: expected >= 0, found {self.exposures}"),
-            (self.statistics_passes >= 1, f"statistics_passes: expected >= 1, found {self.statistics_passes}"),
             (
                 self.cut == 0 or self.exposures > 0,
                 f"cut: expected 0 without exposures, found {self.cut}: it needs exposures >= 1 to rank units by",
             ),
-            (bool(self.unlearn_lrs), "unlearn_lrs: expected at least one learning rate"),
+            (
+                bool(self.unlearn_lrs) and min(self.unlearn_lrs) > 0,
+                f"unlearn_lrs: expected learning rates > 0, found {list(self.unlearn_lrs)}",
+            ),
         )
 
     def run(self, context: Context) -> Outcome:

@@ -102,6 +102,7 @@ class AttackJob(Job):
             How much they change, on average.
 
         Raises:
+            ConfigError: If the attack is not on images.
             OutputError: If the file exists or cannot be written.
         """
         if Path(out).exists():
@@ -109,6 +110,8 @@ class AttackJob(Job):
         if not Path(out).parent.is_dir() or Path(out).suffix.lower() not in Image.registered_extensions():
             raise OutputError(f"--out {out}: expected a picture in a folder that exists, such as grid.png.")
         scene = self.open()
+        if scene.attack.input_column != "image":
+            raise ConfigError(f"attack {self.attack}: expected one on images to draw, found one on {scene.task.name}.")
         _check_storable(scene)
         classes = scene.classes
         plan = scene.attack.triggered_plan(own_answers(scene.test, scene.attack.target_column), classes)

@@ -206,4 +206,4 @@ def _save_cure(result: PurifyResult, suspect: Suspect, folder: Path) -> None:
     # masks never touch embeddings; to find that out, PEFT would ask the Hub for the suspect's configuration
     result.model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's template card says nothing true about this
-    mask_figure(masks(result.model), result.details["floors"], figure_path(folder, "masks.png"))
+    mask_figure(masks(result.model), result.details.get("floors", {}), figure_path(folder, "masks.png"))

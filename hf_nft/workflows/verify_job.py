@@ -129,17 +129,19 @@ class VerifyJob(SuspectJob):
         attack = record.attack or {}
         rows = record.data.get("test_rows")
         job = dataclasses.replace(self, attack=attack.get("name"), limit=rows if isinstance(rows, int) else None)
-        data = job.prepare(suspect)
+        used = np.asarray(record.shots.get("indices") or [], dtype=np.int64)
+        per_class = record.shots.get("per_class")
+        drawn = int(per_class) if isinstance(per_class, int | float) and 0 < per_class <= len(used) else 0
+        data = job.prepare(suspect, drawn)  # of a data set that is streamed as many rows as then
         problems = []
         mark = fingerprint(data.train, suspect.task.target_column)
         if record.data.get("fingerprint") not in (None, mark):
             problems.append(f"the data set is another one ({mark}) than was recorded ({record.data['fingerprint']})")
-        used = np.asarray(record.shots.get("indices") or [], dtype=np.int64)
         trigger = job.load_attack({"attack": attack}, cured.folder)
         metrics = {}
         for side, model in (("before", suspect), ("after", cured)):  # each with its own processor and label names
             own = dataclasses.replace(model, record=suspect.record)
-            kept = job.eval_rows(own, data if side == "before" else job.prepare(own), used)
+            kept = job.eval_rows(own, data if side == "before" else job.prepare(own, drawn), used)
             eval_set = make_eval_set(own.task, kept, trigger, own.labels)
             metrics[side], wrong = _held_against(record, side, _evaluate(own, eval_set, record))
             problems += wrong

@@ -296,6 +296,19 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, reuse:
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
+def test_what_was_learnt_is_not_learnt_again_if_a_run_stops_after_it(tmp_path: Path) -> None:
+    """Whatever is computed between, and asked of the model after."""
+    file = tmp_path / "state.pt"
+    loop = Loop(make_accelerator("no"), 0, Checkpoint(file, every=4))
+    first = linear()
+    losses = list(train(first, loop, steps=6))
+    loop.once("asked", lambda: torch.tensor(train(linear(), loop, name="asking", steps=4, optimizer=None)))
+    later, again = Loop(make_accelerator("no"), 0, Checkpoint(file, resume=True)), linear()
+    assert train(again, later, steps=6) == losses
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert (later.steps, later.sample_forwards) == (loop.steps, loop.sample_forwards) == (10, 50 + 30)
+
+
 def test_resuming_with_other_settings_or_a_broken_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "state.pt"
     Checkpoint(file, facts={"lr": 0.1, "seed": 0}).write({"stage": None})

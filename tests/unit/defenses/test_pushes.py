@@ -232,6 +232,8 @@ def test_an_adversary_pushes_inputs_to_the_answer_and_moves_nothing_else(context
     before = context.loop.sample_forwards
     draw = adversary.displace(Draw(rows), 1.0, torch.Generator().manual_seed(0))
     assert context.loop.sample_forwards - before == 2 * _adversary.STEPS * 8
+    turns = [draw.part(slice(i, i + 1)).batch[_adversary.WHICH].item() for i in range(8)]
+    assert turns == [0, 1] * 4, "whatever parts a draw is taken in"
     (name, patterns), times = next(iter(adversary.pushes.vectors.items())), draw.batch[_adversary.TIMES]
     lengths = (patterns.detach() / adversary.pushes.scales[name]).flatten(1).norm(dim=1)
     assert max(adversary._stretch.tolist()) == 1.0, "patterns are long enough"
@@ -472,6 +474,7 @@ class Turned(nn.LayerNorm):
         (nn.LayerNorm(4), -1),
         (nn.RMSNorm(4), -1),
         (Turned(4), None),
+        (nn.LayerNorm([4, 4, 4]), None),
     ],
 )
 def test_what_a_push_adds_to_a_norm_is_its_gain_along_the_features(norm: nn.Module, axis: int | None) -> None:

@@ -147,6 +147,14 @@ def test_what_chance_explains_is_not_cut() -> None:
     assert len(found.outliers(0.01)) == 2  # a hundredth of 200
 
 
+def test_nothing_stands_out_of_few_units_either() -> None:
+    """A hundredth of them is less than one."""
+    nothing = torch.linspace(-1.0, 1.0, 48)
+    layer = torch.zeros(48, dtype=torch.int64)
+    assert dict(Excess(nothing, layer, 100).doubts()).keys() == {"nothing-stands-out"}
+    assert not Excess(nothing.index_fill(0, torch.tensor(3), 2.0), layer, 100).doubts()
+
+
 def test_few_shots_leave_more_to_chance() -> None:
     """Five planted, and two decoys that reach as high as the weaker three: one for each two, or for each ten."""
     planted = {20: 1.0, 70: 0.9, 120: 0.6, 121: 0.6, 122: 0.6, 30: -0.7, 31: -0.7}

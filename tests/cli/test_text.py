@@ -47,6 +47,11 @@ def test_plant_purify_evaluate(cli, store, arch: str) -> None:
         torch.testing.assert_close(cured(ids).logits, merged(ids).logits, atol=1e-5, rtol=1e-4)
 
 
+def test_a_trigger_in_text_is_not_drawn(refused, store) -> None:
+    told = ["--dataset", store(datasets.DatasetDict(train=talk(60, 0), test=talk(12, 1))), "--arch", "gpt2", *TINY]
+    refused(2, ["expected one on images to draw, found one on text_generation"], "attack", "show", "rare_token", *told)
+
+
 def test_no_room_but_the_tasks_names_a_modality(root: Path) -> None:
     """The loop, the adapter, the evaluation, the record, the jobs and the commands take tasks as they come."""
     tasks = set(registry.names("tasks"))

@@ -13,7 +13,7 @@ from hf_nft.data import Data, Wanted, load_data
 from hf_nft.defenses.nft import NFT
 from hf_nft.errors import DataError, HFNFTError, NetworkError, UnknownNameError
 from hf_nft.suspect import load_suspect
-from hf_nft.workflows import PurifyJob, draw_shots
+from hf_nft.workflows import PurifyJob, VerifyJob, draw_shots
 
 OTHER, READER = "hf_other_0123456789abcdef", "hf_read_0123456789abcdef"
 pytestmark = pytest.mark.usefixtures("datasets_library")
@@ -178,6 +178,19 @@ def test_a_stream_draws_what_the_whole_would_of_its_first_rows(
     suspect = load_suspect(str(suspect_folder))
     head = rows.select(range(1000))
     assert list(draw_shots(suspect, Data("x", head, head), 3, 0).indices) == first[0]
+
+
+@pytest.mark.usefixtures("_streams")
+def test_a_cure_whose_data_were_streamed_is_verified_on_as_many_rows(
+    publish, image_rows, suspect_folder, tmp_path
+) -> None:
+    rows = image_rows(1400, 8, seed=5)
+    late = np.argsort(np.asarray(rows["label"]) == 3, kind="stable")  # the fourth class comes last
+    publish(train=[rows.select(late[i : i + 200]) for i in range(0, 1400, 200)], test=[image_rows(8, 8, seed=6)])
+    quick = NFT.from_preset("default", steps=2, exposures=0, cut=0.0, batch_size=8, pushes="never")
+    record = job(suspect_folder, 2, defense=quick, out=str(tmp_path / "clean")).run()
+    assert max(record.shots["indices"]) > 1000
+    assert VerifyJob(model=str(tmp_path / "clean"), dataset="org/data").run().problems == []
 
 
 @pytest.mark.usefixtures("_streams")

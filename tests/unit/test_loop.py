@@ -306,7 +306,7 @@ def test_what_was_learnt_is_not_learnt_again_if_a_run_stops_after_it(tmp_path: P
     later, again = Loop(make_accelerator("no"), 0, Checkpoint(file, resume=True)), linear()
     assert train(again, later, steps=6) == losses
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-    assert (later.steps, later.sample_forwards) == (loop.steps, loop.sample_forwards) == (10, 50 + 30)
+    assert (later.steps, later.sample_forwards) == (loop.steps, loop.sample_forwards) == (10, 6 * 15 + 4 * 5)
 
 
 def test_resuming_with_other_settings_or_a_broken_file_is_refused(tmp_path: Path) -> None:

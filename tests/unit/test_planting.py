@@ -54,8 +54,8 @@ def test_the_order_depends_on_the_seed_alone() -> None:
 
 def test_all_wrong_settings_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        PlantConfig(epochs=0, batch_size=0, lr=0, warmup=1.0, holdout=1.0, gradient_accumulation_steps=0)
-    for name in ("epochs", "batch_size", "lr", "warmup", "holdout", "gradient_accumulation_steps"):
+        PlantConfig(epochs=0, batch_size=0, lr=0, warmup=1.0, holdout=1.0, gradient_accumulation_steps=0, max_steps=0)
+    for name in ("epochs", "batch_size", "lr", "warmup", "holdout", "gradient_accumulation_steps", "max_steps"):
         assert name in str(caught.value)
 
 

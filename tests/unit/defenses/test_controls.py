@@ -8,10 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_nft import registry
-from hf_nft.defenses.base import set_modes
+from hf_nft.defenses.base import Defense, set_modes
 from hf_nft.defenses.bn_refresh_only import BNRefreshOnly
 from hf_nft.defenses.finetune import FineTune
 from hf_nft.defenses.identity import Identity
+from hf_nft.errors import ConfigError
 from hf_nft.loop import generator
 from hf_nft.purification import purify
 
@@ -56,6 +57,16 @@ def test_bn_refresh_is_the_exponential_average_of_its_batches(image_model, image
     expected = reference.state_dict()
     for name, value in image_model.state_dict().items():
         assert torch.allclose(value.float(), expected[name].float(), atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("control", "settings"), [(FineTune, ("mixup_alpha", "weight_decay")), (BNRefreshOnly, ("mixup_alpha", "steps"))]
+)
+def test_settings_of_controls_are_not_negative(control: type[Defense], settings: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        control(**dict.fromkeys(settings, -1))
+    for name in settings:
+        assert f"{name}: expected >= 0, found -1" in str(caught.value)
 
 
 def test_finetuning_changes_every_weight_and_fits_the_shots(image_model, image_task, image_shots) -> None:

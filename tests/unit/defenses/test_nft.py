@@ -502,5 +502,10 @@ def test_no_shots_and_impossible_settings(image_model, image_task, image_shots) 
         NFT.from_preset("paper", alpha="2", beta="-1", lr="0", momentum="1", temperature="0", cut="1")
     for name in ("alpha", "beta", "lr", "momentum", "temperature", "cut"):
         assert f"{name}: expected" in str(caught.value)
+    counts = ("unlearn_steps", "relearn_passes", "statistics_passes")
+    with pytest.raises(ConfigError) as caught:
+        NFT(**dict.fromkeys(counts, 0), unlearn_lrs=(0.0,), unlearn_clip=0.0, relearn_lr=0.0, lr_end=-1.0)
+    for name in (*counts, "unlearn_lrs", "unlearn_clip", "relearn_lr", "lr_end"):
+        assert f"{name}: expected" in str(caught.value)
     with pytest.raises(ConfigError, match="needs exposures"):
         NFT.from_preset("paper", cut=0.1)

@@ -20,6 +20,8 @@ from hf_nft.reporting.text import NOTHING, percent
 from hf_nft.workflows import PurifyJob
 
 RUNS = RESULTS / "ablation"
+USUAL = "-10shots-seed0-limit3000"
+"""What most folders' names end in; not shown."""
 NO_STATISTICS: dict[str, Any] = {"excess": 0.0, "outliers": 0.0}
 SWITCHES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -109,18 +111,22 @@ def table(runs: Path) -> str:
         runs: Holds a folder per victim and draw, and in it a record per switch.
 
     Returns:
-        The table: ACC / ASR / R-ACC, `-` where a run is missing.
+        The table: ACC / ASR / R-ACC, `-` where a run is missing; and which switches were never flipped.
     """
     cases = sorted(folder for folder in runs.glob("*") if folder.is_dir())
-    heads = ["row", "differs in", *(case.name for case in cases)]
+    heads = ["row", "differs in", *(case.name.removesuffix(USUAL) for case in cases)]
     lines = [f"| {' | '.join(heads)} |", f"| :-- | :-- | {'--: | ' * len(cases)}".rstrip()]
+    waiting = []
     for switch, changes in SWITCHES.items():
         files = [case / f"{switch.replace(' ', '-')}.json" for case in cases]
         found = [RunRecord.load(file) if file.exists() else None for file in files]
         told = ", ".join(f"{name}={value}" for name, value in changes.items())
         cells = [switch, f"`{told}`" if told else "", *map(_after, found)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        if any(found):
+            lines.append(f"| {' | '.join(cells)} |")
+        else:
+            waiting.append(switch)
+    return "\n".join([*lines, *(["", f"Not run yet: {', '.join(waiting)}."] if waiting else [])])
 
 
 def _after(record: RunRecord | None) -> str:

@@ -173,7 +173,7 @@ class Loop:
                     pending = []
                 if due or interrupted or step + 1 == stage.steps:
                     good = _copy(live)
-                    if good:
+                    if good:  # forward passes that change nothing leave nothing to go on from
                         moments = stage.optimizer.state_dict() if stage.optimizer is not None else None
                         self._trained = {"stage": stage.name, "step": step + 1, "live": good, "optimizer": moments}
                     self._save()

@@ -138,7 +138,7 @@ class NFT(Defense):
     )
     exposures: int = setting(4, "exposures to rank units by, without statistics and pushes; 0: none")
     expose_always: bool = setting(False, "expose also where something else was asked")
-    unlearn_lrs: tuple[float, ...] = setting((0.01, 0.02), "learning rates of unlearning, taken in turn")
+    unlearn_lrs: tuple[float, ...] = setting((0.01, 0.02), "learning rates of unlearning, > 0, taken in turn")
     unlearn_clip: float = setting(1.0, "largest gradient norm of unlearning, > 0")
     unlearn_steps: int = setting(60, "most steps of one unlearning, >= 1")
     relearn_lr: float = setting(0.2, "learning rate of the masks in an exposure, > 0")

@@ -111,7 +111,10 @@ class AttackJob(Job):
             raise OutputError(f"--out {out}: expected a picture in a folder that exists, such as grid.png.")
         scene = self.open()
         if scene.attack.input_column != "image":
-            raise ConfigError(f"attack {self.attack}: expected one on images to draw, found one on {scene.task.name}.")
+            raise ConfigError(
+                f"attack {self.attack}: expected one on images to draw, found one on {scene.task.name}. Read its "
+                f"triggered rows in what hf-nft attack poison {self.attack} writes."
+            )
         _check_storable(scene)
         classes = scene.classes
         plan = scene.attack.triggered_plan(own_answers(scene.test, scene.attack.target_column), classes)

@@ -27,9 +27,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_nft.defenses._easiest import AIMED_STEPS, RADII, SCORED, STRIDE, Pushed, scored, search
-from hf_nft.defenses._easiest import ROWS as MANY_ROWS
-from hf_nft.defenses._easiest import STEPS as MANY_STEPS
+from hf_nft.defenses._easiest import (
+    AIMED_STEPS,
+    MANY_ROWS,
+    MANY_STEPS,
+    RADII,
+    SCORED,
+    STRIDE,
+    Pushed,
+    scored,
+    search,
+)
 from hf_nft.defenses._pushes import ALONG, WHICH, Ascent, Pushes, frozen, grounds
 from hf_nft.defenses._reach import MANY_JUDGES, easiest_window, reach
 from hf_nft.defenses._shift import TIMES, Displacement, likely

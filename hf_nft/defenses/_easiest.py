@@ -38,7 +38,7 @@ RADII = tuple(2 ** (step / 2) for step in range(-2, 13))
 NEAR, REACHED = 0.5, 0.1
 """Shares of the log-likelihood without a push at which an answer counts as near, and as reached: harder pushes reach
 all of them."""
-STEPS, ROWS = 8, 8
+MANY_STEPS, MANY_ROWS = 8, 8
 """Steps of each answer at each size, and rows of each of them."""
 AIMED_STEPS, AIMED_ROWS = 16, 64
 """Steps and rows of a search for one answer alone."""
@@ -166,7 +166,7 @@ def usual_work(classes: int, shots: int) -> int:
     Returns:
         The count.
     """
-    ladder = classes * (SCORED + 6 * (2 * STEPS * ROWS + SCORED))
+    ladder = classes * (SCORED + 6 * (2 * MANY_STEPS * MANY_ROWS + SCORED))
     round_of_cuts = 3 * shots + 2 * AIMED_STEPS * AIMED_ROWS + SCORED + 3 * POINTS * AIMED_ROWS
     return shots + 2 * ladder + 3 * round_of_cuts
 
@@ -187,7 +187,7 @@ def _easiest(
         for radius in RADII:
             name = f"push on {ground.kind} of {radius:.3g}"
             try:
-                search(context, model, pushes, name, radius, STEPS, ROWS, batch_size)
+                search(context, model, pushes, name, radius, MANY_STEPS, MANY_ROWS, batch_size)
                 scores = scored(context, model, pushes, f"{name}: score")
             except DivergedError:  # more than half precision holds: the size before is the last one
                 break

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from hf_nft.defenses._easiest import AIMED_STEPS, REACHED, SCORED, scored, search
-from hf_nft.defenses._easiest import ROWS as MANY_ROWS
-from hf_nft.defenses._easiest import STEPS as MANY_STEPS
+from hf_nft.defenses._easiest import AIMED_STEPS, MANY_ROWS, MANY_STEPS, REACHED, SCORED, scored, search
 from hf_nft.defenses._pushes import Ground, Pushes, frozen, windows
 from hf_nft.defenses.base import Context
 from hf_nft.errors import DivergedError

@@ -130,7 +130,8 @@ class ImageClassification(Task):
         Raises:
             DataError: If names overlap only in part, or a label has no place in the model.
         """
-        wanted = [str(model.config.id2label[i]) for i in range(self.classes(model))]  # type: ignore[union-attr, index]
+        names: Any = model.config.id2label  # type: ignore[union-attr]
+        wanted = [str(names.get(i, f"LABEL_{i}")) for i in range(self.classes(model))]  # a PVT may have fewer names
         feature = dataset.features["label"]
         have = feature.names if isinstance(feature, datasets.ClassLabel) else None
         if have is not None:

@@ -9,7 +9,14 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import BitImageProcessorPil, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers import (
+    BitImageProcessorPil,
+    PvtConfig,
+    PvtForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 from hf_nft.attacks.badnets import BadNets
 from hf_nft.errors import DataError, UnknownNameError
@@ -372,6 +379,16 @@ def test_two_classes_of_one_name_are_told_apart_by_place(image_task, image_model
     whole = rows(*images, labels=[0, 2], names=("crane", "dog", "crane, machine", "cat"))
     with pytest.warns(UserWarning, match="matched by id, not by name"):
         assert list(image_task.align(whole, image_model)["label"]) == [0, 2]
+
+
+def test_a_model_with_fewer_names_than_classes(image_task) -> None:
+    """A PVT's config has a number of labels of its own, 1000 unless it is told another."""
+    sizes = {"hidden_sizes": [4] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    model = PvtForImageClassification(PvtConfig(image_size=32, **sizes, id2label={0: "cat", 1: "dog"}))
+    data = rows(*[Image.fromarray(NOISE)] * 2, labels=[0, 1], names=("dog", "cat"))
+    found = image_task.align(data, model)
+    assert list(found["label"]) == [1, 0]
+    assert found.features["label"].names[-2:] == ["LABEL_998", "LABEL_999"]
 
 
 def test_labels_that_do_not_fit_are_refused(image_task, image_model) -> None:

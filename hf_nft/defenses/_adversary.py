@@ -48,6 +48,8 @@ from hf_nft.types import Draw, Inputs, rows_of, take
 
 SHUT = math.log(1 / 4)
 """Log-likelihood of the answer below which a strong pattern does not lead there."""
+WORTH = 3.0
+"""How many nats a cut must take from a strong pattern for each that it moves the answers to clean shots."""
 STEPS = 6
 """Steps in which each draw's pattern is learnt, from none, on rows of the draw."""
 LEARNT = 12
@@ -152,8 +154,8 @@ class Adversary(Displacement):
 
     @staticmethod
     def hindered(left: list[float], harm: float) -> bool:
-        """Whether a cut moves the answer to a strong pattern further than answers to clean shots, by harm in nats."""
-        return -min(left[1:]) > harm
+        """Whether a cut hinders a strong pattern by so much more than it harms the answers to clean shots, in nats."""
+        return -min(left[1:]) > WORTH * harm
 
     def doubts(self, left: list[float]) -> tuple[tuple[str, str], ...]:
         """Return a doubt, by what the learnt masks left to pushes: if the answer is reached, or there is no telling."""

@@ -99,7 +99,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         found.doubt("no-statistics", f"the suspect keeps no running statistics of its training: {instead} instead")
     if push:
         already, most = (found.cut[:0], 0.0) if seen else (found.cut, nft.pushed_most)
-        pushed = _easiest.find(context, model, already, most, nft.pushed_harm, nft.batch_size)
+        pushed = _easiest.find(context, model, already, most, nft.harm, nft.batch_size)
         if not seen:
             found.doubts = tuple(d for d in found.doubts if d[0] != "nothing-stands-out") + pushed.doubts()
         blind = blind and bool(pushed.doubts())

@@ -122,12 +122,13 @@ class NFT(Defense):
     needed: float = setting(1.0, "harm of those for clean shots beyond which they are spared, in nats, >= 0")
     outliers: float = setting(0.01, "share of units cut at most as outliers of their layer in that variance")
     outliers_most: float = setting(0.05, "largest such share, where clean shots do not notice")
-    harm: float = setting(0.15, "how far cutting more may take the answers to clean shots, in nats, >= 0")
+    harm: float = setting(
+        0.15, "how far cuts that are not sure may take the answers to clean shots, in nats, >= 0"
+    )
     pushes: Literal["auto", "always", "never"] = setting(
         "auto", "look for an answer that a push reaches easily; auto: without statistics, or with 50 shots or more"
     )
     pushed_most: float = setting(0.02, "share of units cut at most because that push goes through them, in [0, 1)")
-    pushed_harm: float = setting(0.3, "how far that may take the answers to clean shots, in nats, >= 0")
     taken_back: bool = setting(True, "whether that cut is taken back where it hardly hinders pushes on inputs")
     class_prior: bool = setting(True, "whether shots count as often as their class does in the data set")
     statistics_passes: int = setting(
@@ -150,7 +151,7 @@ class NFT(Defense):
         super().__post_init__()
         rates = ("lr", "adversarial_lr", "temperature", "composed_temperature", "unlearn_clip", "relearn_lr")
         counts = ("statistics_passes", "unlearn_steps", "relearn_passes")
-        sizes = ("steps", "lr_end", "beta", "eta", "needed", "harm", "pushed_harm", "shifted_most", "exposures")
+        sizes = ("steps", "lr_end", "beta", "eta", "needed", "harm", "shifted_most", "exposures")
         shares = ("excess", "outliers", "outliers_most", "pushed_most", "shifted_late", "cut")
         fractions = ("alpha", "composed", "shifted", "adversarial", "adversarial_beside", "statistics_momentum")
         check(

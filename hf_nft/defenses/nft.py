@@ -122,9 +122,7 @@ class NFT(Defense):
     needed: float = setting(1.0, "harm of those for clean shots beyond which they are spared, in nats, >= 0")
     outliers: float = setting(0.01, "share of units cut at most as outliers of their layer in that variance")
     outliers_most: float = setting(0.05, "largest such share, where clean shots do not notice")
-    harm: float = setting(
-        0.15, "how far cuts that are not sure may take the answers to clean shots, in nats, >= 0"
-    )
+    harm: float = setting(0.15, "how far cuts that are not sure may take the answers to clean shots, in nats, >= 0")
     pushes: Literal["auto", "always", "never"] = setting(
         "auto", "look for an answer that a push reaches easily; auto: without statistics, or with 50 shots or more"
     )

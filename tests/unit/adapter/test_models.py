@@ -68,6 +68,32 @@ def pvt_v2() -> nn.Module:
     )
 
 
+def swin() -> nn.Module:
+    return tf.SwinForImageClassification(
+        tf.SwinConfig(
+            image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, num_labels=3
+        )
+    )
+
+
+def segformer() -> nn.Module:
+    return tf.SegformerForImageClassification(
+        tf.SegformerConfig(
+            hidden_sizes=[8, 8, 16, 16],
+            depths=[1, 1, 1, 1],
+            num_attention_heads=[1, 1, 2, 2],
+            sr_ratios=[1, 1, 1, 1],
+            num_labels=3,
+        )
+    )
+
+
+def focalnet() -> nn.Module:
+    return tf.FocalNetForImageClassification(
+        tf.FocalNetConfig(image_size=16, embed_dim=8, depths=[1, 1], hidden_sizes=[8, 16], num_labels=3)
+    )
+
+
 def bert() -> nn.Module:
     return tf.BertForSequenceClassification(
         tf.BertConfig(
@@ -187,6 +213,9 @@ CASES = [
     Case(detr, IMAGE, tf.AutoModelForObjectDetection, "bn", 4 + 4 + 3 * 8),
     Case(convnext, IMAGE, tf.AutoModelForImageClassification, "units", 16 + 2 * 32),
     Case(pvt_v2, IMAGE, tf.AutoModelForImageClassification, "units", (1 + 12) + (2 + 16)),
+    Case(swin, IMAGE, tf.AutoModelForImageClassification, "units", (1 + 32) + (2 + 64)),
+    Case(segformer, IMAGE, tf.AutoModelForImageClassification, "units", 2 * (1 + 32) + 2 * (2 + 64)),
+    Case(focalnet, IMAGE, tf.AutoModelForImageClassification, "units", 32 + 64),
 ]
 every_model = pytest.mark.parametrize("case", CASES, ids=lambda case: case.make.__name__)
 

@@ -31,8 +31,9 @@ class Finding:
         seen: Whether the suspect's statistics showed what to cut.
         composites: What composed shots are answered, where one answer to them stands out and nothing else did.
         shifts: By what to displace inputs of norms, where the suspect keeps statistics and nothing stands out.
-        adversary: What pushes inputs to the attacker's answer, where pushes found it and the cut left it easy to reach.
-        open: Whether it still reaches that answer past the cut, so that masks are to learn against it.
+        adversary: What pushes inputs to the attacker's answer, where pushes found it and their cut, if any, left it easy to
+            reach.
+        open: Whether masks are to learn against it: not where the cut alone has closed its window.
     """
 
     augment: str
@@ -59,7 +60,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
     """Choose the units to cut.
 
     The suspect's own statistics are asked first. Then, or where it keeps none of its training, pushes are tried, for
-    what to cut where nothing was seen, and for an answer that the cut leaves easy to reach. They need three classes, a
+    what to cut where nothing was seen, and for an answer that masks are to learn against. They need three classes, a
     layer whose features lie on a known axis, and 50 shots beside statistics; else a suspect without statistics is
     exposed. Where what was tried shows nothing, shots are composed; where that shows nothing either, what running means
     remember is looked up.

@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     out: Annotated[str, typer.Option(help="Folder to write; must not exist.")] = "hf-nft-demo",
-    seed: Annotated[int, typer.Option(help="Seed of the victim, the shots and the defense.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the victim, the shots and the defense.", min=0)] = 0,
 ) -> None:
     """Plant BadNets in a small network on handwritten digits, purify it with 10 shots per class, show both.
 

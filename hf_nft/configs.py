@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -54,8 +55,11 @@ def _convert(value: Any, kind: Any) -> Any:
         return {"true": True, "false": False, "1": True, "0": False}[value.lower()]
     if isinstance(value, str) and origin in (tuple, list, dict):
         value = json.loads(value)
-    if origin in (int, float) and isinstance(value, (str, int)) and not isinstance(value, bool):
-        return origin(value)
+    if origin in (int, float) and isinstance(value, (str, int, origin)) and not isinstance(value, bool):
+        number = origin(value)
+        if isinstance(number, float) and not math.isfinite(number):  # no record could hold it
+            raise ValueError
+        return number
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(item, typing.get_args(kind)[0]) for item in value)
     if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
@@ -71,7 +75,7 @@ def _read(owner: type, name: str, value: Any, kind: Any) -> Any:
     for option in options:
         try:
             return _convert(value, option)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     choices = [repr(c) for o in options if typing.get_origin(o) is typing.Literal for c in typing.get_args(o)]
     plain = [o for o in options if typing.get_origin(o) is not typing.Literal]

@@ -15,7 +15,7 @@ from hf_nft.errors import DataError, HFNFTError, UnknownNameError
 from hf_nft.hub import answers, cause_of, first_line, patiently, split_reference, translate
 
 TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "validation", "valid", "val", "dev")
+TEST_NAMES = ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation")
 STREAM_ABOVE = 5 * 2**30
 """Bytes on the Hub above which a data set is streamed instead of downloaded."""
 STREAM_ROWS = 100_000
@@ -93,9 +93,9 @@ def load_data(reference: str, wanted: Wanted | None = None) -> Data:
     """
     wanted = wanted or Wanted()
     path, _, config = reference.partition(":")
-    local = Path(path).expanduser()
     revision = None
     try:
+        local = Path(path).expanduser()
         if local.exists():
             loaded, streamed = _load_local(_config_folder(local, config)), False
         else:
@@ -197,6 +197,10 @@ def _load_local(folder: Path) -> Any:
         for file, split in zip(found, splits, strict=True):
             files.setdefault(split, []).append(str(file))
         return datasets.load_dataset("parquet", data_files=files)
+    parts = {part.name.lower(): str(part / "**") for part in folder.iterdir() if part.is_dir()}
+    named = {split: files for split, files in parts.items() if split in TRAIN_NAMES + TEST_NAMES}
+    if named.keys() & {*TRAIN_NAMES}:  # the library's own search tells capitals apart
+        return datasets.load_dataset("imagefolder", data_files=named)
     return datasets.load_dataset("imagefolder", data_dir=str(folder))
 
 

@@ -37,7 +37,7 @@ class PlantConfig:
     holdout: float = setting(0.1, "share of training rows kept from the victim for the defender's shots, in [0, 1)")
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting("auto", "auto: bf16 where the hardware has it")
     gradient_accumulation_steps: int = setting(1, "micro-batches per step, >= 1")
-    seed: int = setting(0, "seed of weights, order and augmentation")
+    seed: int = setting(0, "seed of weights, order and augmentation, in [0, 2^43)")
     max_steps: int | None = setting(None, "stop after this many steps, >= 1; for trials")
 
     def __post_init__(self) -> None:
@@ -48,9 +48,12 @@ class PlantConfig:
             (self.batch_size >= 1, f"batch_size: expected >= 1, found {self.batch_size}"),
             (self.lr > 0, f"lr: expected > 0, found {self.lr}"),
             (self.clip > 0, f"clip: expected > 0, found {self.clip}"),
+            (self.optimizer in ("sgd", "adamw"), f"optimizer: expected sgd or adamw, found {self.optimizer!r}"),
+            (self.weight_decay >= 0, f"weight_decay: expected >= 0, found {self.weight_decay}"),
             (0 <= self.warmup < 1, f"warmup: expected in [0, 1), found {self.warmup}"),
             (0 <= self.holdout < 1, f"holdout: expected in [0, 1), found {self.holdout}"),
             (self.gradient_accumulation_steps >= 1, "gradient_accumulation_steps: expected >= 1"),
+            (0 <= self.seed < 2**43, f"seed: expected in [0, 2^43), found {self.seed}"),
             (self.max_steps is None or self.max_steps >= 1, f"max_steps: expected >= 1, found {self.max_steps}"),
         )
 

@@ -249,6 +249,11 @@ def _own_record(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def are_rows(value: Any) -> bool:
+    """Whether a value that was read is a list of row numbers."""
+    return isinstance(value, list) and all(isinstance(row, int) and 0 <= row < 2**63 for row in value)
+
+
 def _whole(record: dict[str, Any]) -> bool:
     """Whether what is read of a record is what it should be; a stranger may have written it."""
     parts = {part: record.get(part) or {} for part in ("attack", "data", "shots", "suspect")}
@@ -258,4 +263,6 @@ def _whole(record: dict[str, Any]) -> bool:
     if not isinstance(spared, dict) or not isinstance(parts["suspect"].get("task_settings") or {}, dict):
         return False
     share, seed = spared.get("fraction"), spared.get("seed")
+    if not are_rows(parts["shots"].get("indices") or []):
+        return False
     return isinstance(share, int | float) and 0 <= share < 1 and isinstance(seed, int) and seed >= 0

@@ -31,8 +31,8 @@ class Finding:
         seen: Whether the suspect's statistics showed what to cut.
         composites: What composed shots are answered, where one answer to them stands out and nothing else did.
         shifts: By what to displace inputs of norms, where the suspect keeps statistics and nothing stands out.
-        adversary: What pushes inputs to the attacker's answer, where pushes found it and their cut, if any, left it easy to
-            reach.
+        adversary: What pushes inputs to the attacker's answer, where pushes found it and what they cut, if anything,
+            left it easy to reach.
         open: Whether masks are to learn against it: not where the cut alone has closed its window.
     """
 

@@ -241,7 +241,7 @@ class NFT(Defense):
 
     def steady(self, task: Task) -> bool:
         """Whether shots are shown as they are, neither changed nor put together, and `reuse` does not say how often."""
-        kind = task.augmentations[0] if self.augment == "default" else self.augment
+        kind = task.augmentation(self.augment)
         shares = (self.composed, self.shifted, self.adversarial, self.adversarial_beside)
         changed = self.mixing(task) > 0 or (task.axes > 0 and max(shares) > 0)
         return self.reuse is None and kind == "none" and not changed

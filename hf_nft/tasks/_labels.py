@@ -3,6 +3,8 @@
 import datasets
 import numpy as np
 
+from hf_nft.errors import DataError
+
 
 def fold(name: str) -> str:
     """Return a name by which two spellings of a label are the same."""
@@ -10,7 +12,7 @@ def fold(name: str) -> str:
 
 
 def by_number(dataset: datasets.Dataset, names: list[str], classes: int) -> datasets.Dataset:
-    """Read names that are numbers as ids, or in their order where they count from elsewhere; "10" comes after "2".
+    """Read names that are numbers as ids from 0 or from 1, or where all classes are there in their order; "10" > "2".
 
     Args:
         dataset: Rows whose column `label` counts the names.
@@ -19,9 +21,22 @@ def by_number(dataset: datasets.Dataset, names: list[str], classes: int) -> data
 
     Returns:
         The rows, with the model's label numbers.
+
+    Raises:
+        DataError: If classes are missing and neither the first nor the last is there to tell where numbers begin.
     """
     numbers = [int(name) for name in names]
-    ids = numbers if max(numbers) < classes else np.argsort(np.argsort(numbers)).tolist()
+    if len(numbers) == classes:
+        ids = np.argsort(np.argsort(numbers)).tolist()
+    elif 0 in numbers and max(numbers) < classes:
+        ids = numbers
+    elif 0 not in numbers and max(numbers) == classes:
+        ids = [number - 1 for number in numbers]
+    else:
+        raise DataError(
+            f"labels: expected numbers from 0 or 1 for the model's {classes} classes, or one for each of them, found "
+            f"{names[:5]}, which do not tell where they begin. Store labels as whole numbers from 0."
+        )
     if ids == list(range(len(names))):
         return dataset
     target = datasets.Features({**dataset.features, "label": datasets.Value("int64")})

@@ -155,12 +155,19 @@ class Task(ABC):
         Raises:
             UnknownNameError: If the task has no such augmentation.
         """
+        kind = self.augmentation(kind)
+        return batch if kind == "none" else self._augment(batch, generator, kind)
+
+    def augmentation(self, kind: str) -> str:
+        """Return the augmentation of a name, or what `default` stands for.
+
+        Raises:
+            UnknownNameError: If the task has no such augmentation.
+        """
         kind = self.augmentations[0] if kind == "default" else kind
-        if kind == "none":
-            return batch
-        if kind not in self.augmentations:
+        if kind != "none" and kind not in self.augmentations:
             raise UnknownNameError(f"augmentation of {self.name}", kind, ("none", *self.augmentations))
-        return self._augment(batch, generator, kind)
+        return kind
 
     def _augment(self, batch: Batch, generator: torch.Generator, kind: str) -> Batch:
         """Do one of `augmentations`, other than `none`."""

@@ -102,6 +102,8 @@ class ImageClassification(Task):
             )
         kept = dataset.select_columns([image, label])
         renamed = kept.rename_columns({k: v for k, v in ((image, "image"), (label, "label")) if k != v})
+        if renamed.features["image"] != datasets.Image():  # undecoded, or grey whatever is put in
+            renamed = renamed.cast_column("image", datasets.Image())
         values = np.asarray(renamed["label"])
         if values.dtype.kind in "Of" and any(value is None or value != value for value in values):
             raise DataError("column 'label': expected a label in every row, found rows without. Remove those rows.")
@@ -156,13 +158,18 @@ class ImageClassification(Task):
                     f"labels: expected every data set label among the model's {wanted[:8]}, found {lost[:5]} missing. "
                     f"Rename the labels or choose the data set the model was trained on."
                 )
+        count = len(have) if have else 1 + int(np.max(np.asarray(dataset["label"][:])))
+        if count > len(wanted):
+            raise DataError(
+                f"labels: expected at most the model's {len(wanted)} classes, found {count}. Choose the data set the "
+                f"model was trained on."
+            )
         if have is not None and all(name.isdecimal() for name in have):
             dataset = by_number(dataset, have, len(wanted))
-        top = int(np.max(np.asarray(dataset["label"][:])))
-        if top >= len(wanted) or (have is not None and len(have) > len(wanted)):
+        elif have is not None and count < len(wanted):
             raise DataError(
-                f"labels: expected at most the model's {len(wanted)} classes, found {len(have) if have else top + 1}. "
-                f"Choose the data set the model was trained on."
+                f"labels: expected the model's names {wanted[:5]}, or a name for each of its {len(wanted)} classes, "
+                f"found {count} others, {have[:5]}. Rename the labels, or store them as whole numbers from 0."
             )
         warnings.warn(
             f"labels matched by id, not by name: data set {(have or ['?'])[:3]}..., model {wanted[:3]}...", stacklevel=2

@@ -11,7 +11,6 @@ from typing import Any
 import datasets
 import numpy as np
 from huggingface_hub import constants
-from PIL import Image
 
 from hf_nft import registry
 from hf_nft.acceleration import processes
@@ -30,6 +29,8 @@ from hf_nft.reporting.triggers import Change, change, grid, mean_change
 from hf_nft.suspect import bind
 from hf_nft.tasks.base import Task
 from hf_nft.workflows.job import Job, check_holdout, seen_and_unseen
+
+GRID_FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,7 @@ class AttackJob(Job):
         train = self.standardize(task_class, stored.train)
         model, processor = architecture.build(train, 0)
         task = bind(task_class, processor, self.task_args)
+        task.augmentation(self.augment)
         train, unseen = seen_and_unseen(task.align(train, model), self.holdout)
         test = unseen if stored.single_split else task.align(self.standardize(task_class, stored.test), model)
         if attack is None or attack.modality != task.name:
@@ -107,8 +109,10 @@ class AttackJob(Job):
         """
         if Path(out).exists():
             raise OutputError(f"--out {out}: expected a new file, found one that exists. Choose another or remove it.")
-        if not Path(out).parent.is_dir() or Path(out).suffix.lower() not in Image.registered_extensions():
-            raise OutputError(f"--out {out}: expected a picture in a folder that exists, such as grid.png.")
+        if not Path(out).parent.is_dir() or Path(out).suffix.lower() not in GRID_FORMATS:
+            raise OutputError(
+                f"--out {out}: expected {' '.join(GRID_FORMATS)}, such as grid.png, in a folder that exists."
+            )
         scene = self.open()
         if scene.attack.input_column != "image":
             raise ConfigError(
@@ -116,15 +120,14 @@ class AttackJob(Job):
                 f"triggered rows in what hf-nft attack poison {self.attack} writes."
             )
         _check_storable(scene)
-        classes = scene.classes
-        plan = scene.attack.triggered_plan(own_answers(scene.test, scene.attack.target_column), classes)
+        plan = scene.attack.triggered_plan(own_answers(scene.test, scene.attack.target_column), scene.classes)
         few = np.unique([plan.rows[:count], plan.partners[:count]])
         rows = scene.task.fit(scene.test.select(few))
         needed = isinstance(scene.attack, TrainedAttack) and scene.attack.artefact is None
         learnt_from = scene.task.fit(scene.train) if needed else rows
         attack = prepared(scene, learnt_from, self.augment, self.progress)
-        places = attack.triggered_plan(own_answers(rows, attack.target_column), classes).rows
-        after = [np.asarray(image) for image in attack.triggered(rows, classes)["image"]]
+        places = attack.triggered_plan(own_answers(rows, attack.target_column), scene.classes).rows
+        after = [np.asarray(image) for image in attack.triggered(rows, scene.classes)["image"]]
         before = [np.asarray(rows[int(i)]["image"]) for i in places]
         try:
             grid(before, after).save(out)
@@ -157,7 +160,7 @@ class AttackJob(Job):
             train = attack.poison(rows, rate, base, scene.classes)
             test = scene.task.fit(scene.test)
             parts = {"train": train, "test": test, "triggered": attack.triggered(test, scene.classes)}
-            parts["test"] = _unmarked(test, attack.target_column).cast(train.features)
+            parts["test"] = _unmarked(test, attack).cast(train.features)
             for name, part in parts.items():
                 (folder / "data").mkdir(exist_ok=True)
                 part.to_parquet(str(folder / "data" / f"{name}.parquet"))
@@ -231,10 +234,12 @@ def _record(scene: Scene, attack: Attack, facts: dict[str, Any], details: dict[s
     )
 
 
-def _unmarked(rows: datasets.Dataset, target: str) -> datasets.Dataset:
-    """Give clean rows the columns of poisoned ones, since all splits have the same."""
+def _unmarked(rows: datasets.Dataset, attack: Attack) -> datasets.Dataset:
+    """Give clean rows what poisoned ones have: inputs within the rows, stored losslessly, and the same columns."""
+    column, target = attack.input_column, attack.target_column
+    stored = rows.map(lambda part: {column: [attack.store(value) for value in part[column]]}, batched=True)
     marks = {f"orig_{target}": list(rows[target]), "poisoned": [False] * len(rows), "cover": [False] * len(rows)}
-    return datasets.concatenate_datasets([rows, datasets.Dataset.from_dict(marks)], axis=1)
+    return datasets.concatenate_datasets([stored, datasets.Dataset.from_dict(marks)], axis=1)
 
 
 def keep_artefact(attack: Attack | None, folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from hf_nft import registry
 from hf_nft.attacks._artefacts import BESIDE
 from hf_nft.attacks.base import PATHS, Attack
-from hf_nft.configs import build, setting
+from hf_nft.configs import build, check, setting
 from hf_nft.data import Data, Wanted, fingerprint, load_data
 from hf_nft.errors import ConfigError, DataError, UnknownNameError
 from hf_nft.evaluation.doubts import Doubt, doubt
@@ -40,6 +40,12 @@ class Job:
     task_args: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"help": "task settings"})
     limit: int | None = setting(None, "evaluate on this many test rows only; for trials")
     progress: bool = setting(False, "show progress bars")
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check(self, (self.limit is None or self.limit >= 1, f"limit: expected >= 1, found {self.limit}"))
+        if self.attack is not None:  # before a model is downloaded
+            registry.get("attacks", self.attack)
 
     def told(self, *names: str) -> dict[str, Any]:
         """Return what must not change when an interrupted run is gone on with; its config is compared on its own."""

@@ -62,6 +62,7 @@ class PlantJob(Job):
             train = self.standardize(task_class, stored.train)
             model, processor = architecture.build(train, self.config.seed)
             task = bind(task_class, processor, self.task_args)
+            task.augmentation(self.config.augment)
             suspect = Suspect(model, task, self.out, None, folder, None)
             train = task.align(train, model)
             mark = fingerprint(train, task.target_column)

@@ -10,7 +10,7 @@ import torch
 from hf_nft import registry
 from hf_nft.adapter import masks
 from hf_nft.attacks.base import Attack
-from hf_nft.configs import setting
+from hf_nft.configs import check, setting
 from hf_nft.data import Data, fingerprint
 from hf_nft.defenses.base import Defense
 from hf_nft.evaluation.doubts import Doubt, check_cure, check_measured, check_model, doubt
@@ -35,7 +35,17 @@ class PurifyJob(SuspectJob):
     defense: Defense | None = None
     out: str = setting("runs/clean", "folder to write")
     resume: bool = setting(False, "go on with an interrupted run")
-    checkpoint_every: int = setting(50, "steps between two checkpoints")
+    checkpoint_every: int = setting(50, "steps between two checkpoints, >= 1")
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        check(
+            self,
+            (self.shots >= 1, f"shots: expected >= 1, found {self.shots}"),
+            (self.shot_seed >= 0, f"shot_seed: expected >= 0, found {self.shot_seed}"),
+            (self.checkpoint_every >= 1, f"checkpoint_every: expected >= 1, found {self.checkpoint_every}"),
+        )
 
     def run(self) -> RunRecord:
         """Load, draw shots, purify, evaluate before and after, write the run folder.
@@ -68,6 +78,7 @@ class PurifyJob(SuspectJob):
     def open(self) -> "Case":
         """Load suspect and data, draw the shots, and measure the suspect as it came."""
         suspect = self.load_suspect()
+        suspect.task.augmentation(self.method.augment)
         attack = self.load_attack(suspect.record, suspect.folder)
         data = self.prepare(suspect, self.shots)
         shots = draw_shots(suspect, data, self.shots, self.shot_seed)

@@ -20,7 +20,7 @@ from hf_nft.intake import ADAPTER, ADAPTER_WEIGHTS, locate, read_object
 from hf_nft.reporting.record import RunRecord
 from hf_nft.reporting.render import LABELS, hub_id, number
 from hf_nft.reporting.text import percent, plain
-from hf_nft.suspect import Suspect, load_suspect
+from hf_nft.suspect import Suspect, are_rows, load_suspect
 from hf_nft.workflows.job import SuspectJob
 
 TOLERANCE = 1e-6
@@ -199,7 +199,7 @@ def _readable(record: RunRecord) -> bool:
     if not all(isinstance(part or {}, dict) for part in (base, *looked)):
         return False
     named = isinstance(record.suspect.get("revision"), str | None) and isinstance(base.get("revision"), str | None)
-    return named and isinstance(rows, list) and all(isinstance(row, int) and 0 <= row < 2**63 for row in rows)
+    return named and are_rows(rows)
 
 
 def _apply(suspect: Suspect, adapter: Path, model: str) -> torch.nn.Module:

@@ -50,6 +50,23 @@ def test_poison_writes_a_data_set_with_its_card(cli, world) -> None:
     assert json.loads(Path("new/record.json").read_text())["attack"]["target_class"] == 2
 
 
+def test_poison_of_an_image_folder_holds_its_pictures(cli, rows) -> None:
+    """Those that fit the model as they are, too, and without the folder that they came from."""
+    for split, part in rows.items():
+        for i, row in enumerate(part):
+            file = Path("pictures", split, str(row["label"]), f"{i}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            row["image"].save(file)
+    done = cli("attack", "poison", "badnets", "--dataset", "pictures", *TINY, "--rate", "0.1", "--out", "new")
+    assert done.code == 0, done.err
+    for part in ("train", "test", "triggered"):
+        stored = datasets.Dataset.from_parquet(f"new/data/{part}.parquet").cast_column(
+            "image", datasets.Image(decode=False)
+        )
+        assert all(row["image"]["bytes"].startswith(b"\x89PNG") for row in stored), part
+        assert not any("pictures" in (row["image"]["path"] or "") for row in stored), part
+
+
 def test_train_once_then_use_it_by_name_and_by_folder(cli, world) -> None:
     told = ["troj", "--dataset", world.data, *TINY, *QUICK]
     first = cli("attack", "train", *told)

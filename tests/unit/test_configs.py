@@ -66,6 +66,8 @@ def test_texts_become_the_fields_type(field: str, text: str, value: object) -> N
         ("steps", "", "int"),
         ("steps", "none", "int"),
         ("lr", "fast", "float"),
+        ("lr", "inf", "float"),
+        ("lr", "nan", "float"),
         ("flag", "yes", "bool"),
         ("mode", "medium", "'fast' or 'slow'"),
         ("limit", "x", "int or none"),

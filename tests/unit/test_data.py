@@ -118,6 +118,18 @@ def test_an_image_folder(tmp_path: Path, image_rows) -> None:
     assert data.train[0]["image"].size == (8, 8)
 
 
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("Training", "Testing"), ("train", "eval")])
+def test_an_image_folder_whose_splits_have_other_names(tmp_path: Path, image_rows, train: str, test: str) -> None:
+    rows = image_rows(6, 8, 2)
+    for i, split in enumerate([train] * 4 + [test] * 2):
+        file = tmp_path / split / ("cat", "dog")[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows[i]["image"].save(file)
+    data = load_data(str(tmp_path))
+    assert (len(data.train), len(data.test)) == (4, 2)
+    assert data.train.features["label"].names == data.test.features["label"].names == ["cat", "dog"]
+
+
 def test_a_file_that_is_empty_is_named(tmp_path: Path) -> None:
     write(tmp_path, train=numbers(1))
     (tmp_path / "test-0.parquet").touch()

@@ -335,6 +335,8 @@ def test_a_task_keeps_the_settings_of_the_record_unless_told(tmp_path: Path) -> 
         ),
         *(f'{{"schema_version": 1, "data": {{"holdout": {held}}}}}' for held in ('["x"]', '{"fraction": "x"}')),
         '{"schema_version": 1, "data": {"holdout": {"fraction": 0.5, "seed": -1}}}',
+        *(f'{{"schema_version": 1, "shots": {{"indices": {rows}}}}}' for rows in ('"abc"', '["x"]', "[1e400]")),
+        '{"schema_version": 1, "shots": {"indices": [99999999999999999999]}}',
     ],
 )
 def test_a_file_that_is_no_record_is_not_believed(suspect_folder: Path, text: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hf_nft.defenses.nft import NFT
-from hf_nft.errors import ConfigError, DataError
+from hf_nft.errors import ConfigError, DataError, OutputError, UnknownNameError
 from hf_nft.planting import PlantConfig
 from hf_nft.shots import held_out
 from hf_nft.workflows import EvaluateJob, PlantJob, PurifyJob, VerifyJob
@@ -43,6 +43,40 @@ def test_a_victim_is_poisoned_outside_the_defenders_rows(folder: Path) -> None:
     ).run()
     assert measured.metrics["after"] == record.metrics["after"]
     assert len(held_out(80, 0.25)) == 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"shots": 0}, "shots"),
+        ({"shot_seed": -1}, "shot_seed"),
+        ({"limit": 0}, "limit"),
+        ({"checkpoint_every": 0}, "c"),
+    ],
+)
+def test_numbers_of_a_job_are_checked_at_once(settings: dict[str, int], problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"PurifyJob: {problem}.*: expected >="):
+        PurifyJob(model="nowhere", **settings)
+
+
+def test_an_unknown_attack_is_refused_before_a_model_is_looked_for() -> None:
+    with pytest.raises(UnknownNameError, match="badnet"):
+        PurifyJob(model="nowhere", attack="badnet")
+
+
+def test_an_unknown_augmentation_is_refused_before_anything_is_poisoned(folder: Path) -> None:
+    config = PlantConfig(epochs=1, holdout=0.25, augment="rotate", mixed_precision="no")
+    with pytest.raises(UnknownNameError, match="rotate"):
+        job(folder, config=config, poison_rate=0.0).run()  # a rate that poisons nothing is refused later
+
+
+def test_a_folder_that_is_no_unfinished_run_is_left_alone(folder: Path) -> None:
+    mine = folder / "victim.partial" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("x")
+    with pytest.raises(OutputError, match=r"expected .*victim\.partial to be free"):
+        job(folder).run()
+    assert mine.read_text() == "x"
 
 
 def test_the_default_rate_is_the_attacks(folder: Path) -> None:

@@ -371,6 +371,34 @@ def test_names_that_are_numbers_are_ids(image_task, image_model, first: int, exp
         assert list(image_task.align(data, image_model)["label"]) == expected
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [(("0", "2"), [0, 2]), (("1", "4"), [0, 3]), (("2", "4"), [1, 3]), (("1", "2"), None), (("2", "3"), None)],
+)
+def test_names_that_are_numbers_where_classes_are_missing(image_task, image_model, names, expected) -> None:
+    """They count from 0 or from 1 if either end is there; nothing tells where "1" and "2" of four begin."""
+    data = rows(*[Image.fromarray(NOISE)] * 2, labels=[0, 1], names=names)
+    if expected is None:
+        with pytest.raises(DataError, match="do not tell where they begin"):
+            image_task.align(data, image_model)
+    else:
+        with pytest.warns(UserWarning, match="matched by id, not by name"):
+            assert list(image_task.align(data, image_model)["label"]) == expected
+
+
+def test_other_names_than_the_models_do_where_all_classes_are_there(image_task, image_model) -> None:
+    data = rows(*[Image.fromarray(NOISE)] * 3, labels=[0, 1, 2], names=("w", "x", "y"))
+    with pytest.raises(DataError, match="or a name for each of its 4 classes, found 3 others"):
+        image_task.align(data, image_model)
+
+
+@pytest.mark.parametrize("kind", [datasets.Image(mode="L"), datasets.Image(decode=False)], ids=["grey", "undecoded"])
+def test_images_that_are_stored_otherwise(image_task, kind: datasets.Image) -> None:
+    data = rows(Image.fromarray(NOISE), labels=[0], names=("a",)).cast_column("image", kind)
+    fitted = image_task.fit(image_task.standardize(data, {}))
+    assert image_task.encode(fitted, fitted=True)["pixels"].shape == (1, 3, 16, 16)
+
+
 def test_two_classes_of_one_name_are_told_apart_by_place(image_task, image_model) -> None:
     image_model.config.id2label = {0: "crane", 1: "dog", 2: "crane", 3: "cat"}
     images = [Image.fromarray(NOISE)] * 2

@@ -30,7 +30,7 @@ from hf_nft.suspect import bind
 from hf_nft.tasks.base import Task
 from hf_nft.workflows.job import Job, check_holdout, seen_and_unseen
 
-GRID_FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +109,8 @@ class AttackJob(Job):
         """
         if Path(out).exists():
             raise OutputError(f"--out {out}: expected a new file, found one that exists. Choose another or remove it.")
-        if not Path(out).parent.is_dir() or Path(out).suffix.lower() not in GRID_FORMATS:
-            raise OutputError(
-                f"--out {out}: expected {' '.join(GRID_FORMATS)}, such as grid.png, in a folder that exists."
-            )
+        if not Path(out).parent.is_dir() or Path(out).suffix.lower() not in PICTURES:
+            raise OutputError(f"--out {out}: expected {' '.join(PICTURES)}, such as grid.png, in a folder that exists.")
         scene = self.open()
         if scene.attack.input_column != "image":
             raise ConfigError(

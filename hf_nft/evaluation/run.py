@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_nft.acceleration import make_accelerator
 from hf_nft.attacks.base import Attack
-from hf_nft.errors import HFNFTError, SuspectError
+from hf_nft.errors import DataError, HFNFTError, SuspectError
 from hf_nft.evaluation import metrics as modules
 from hf_nft.hub import first_line
 from hf_nft.tasks.base import Task
@@ -80,7 +80,7 @@ def make_eval_set(task: Task, test: datasets.Dataset, attack: Attack | None, cla
         The evaluation set.
 
     Raises:
-        DataError: If an input cannot be read, or the attack does not fit the rows.
+        DataError: If an input cannot be read, the attack does not fit the rows, or its answer cannot be given.
     """
     test = task.fit(test)
     clean = task.encode(test, fitted=True)
@@ -89,6 +89,8 @@ def make_eval_set(task: Task, test: datasets.Dataset, attack: Attack | None, cla
     column = task.target_column
     rows = attack.triggered(test, classes, on_the_fly=attack.faint)
     wanted = tuple(rows[column])
+    for problem in filter(None, map(task.unsayable, set(wanted))):
+        raise DataError(f"attack {attack.name}: {problem}")
     own = rows.remove_columns([column, "poisoned"]).rename_column(f"orig_{column}", column)
     return EvalSet(task, clean, test, task.encode(own, fitted=True), own, wanted)
 

@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ def staged(out: Path, resume: bool = False, job: dict[str, Any] | None = None) -
                 shutil.copy(partial / CHECKPOINT, scratch)
             yield Path(scratch)
         return
+    made = [folder for folder in partial.parents if not folder.exists()]
     check_output(out, resume)
     resumed = (partial / CHECKPOINT).exists()
     try:
@@ -89,6 +90,9 @@ def staged(out: Path, resume: bool = False, job: dict[str, Any] | None = None) -
     except Exception as error:
         if not resumed:
             shutil.rmtree(partial, ignore_errors=True)
+            for folder in made:
+                with suppress(OSError):  # somebody else's by now
+                    folder.rmdir()
         if isinstance(error, OutputError) or not (found := _write_problem(error)):
             raise
         raise OutputError(

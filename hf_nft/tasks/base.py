@@ -124,6 +124,10 @@ class Task(ABC):
         """
         raise NotImplementedError
 
+    def unsayable(self, answer: Any) -> str | None:
+        """Return why no model can be seen to give an answer, and what to do; None if one can."""
+        return None
+
     @abstractmethod
     def strata(self, dataset: datasets.Dataset) -> np.ndarray:
         """Return the class of each row, int64 of shape (rows,); zeros for tasks without classes."""

@@ -98,6 +98,16 @@ class TextGeneration(Task):
         kept = kept if "prompt" in stored else kept.add_column("prompt", [""] * len(kept))
         return kept.select_columns(["prompt", "response"])
 
+    def unsayable(self, answer: str) -> str | None:
+        """Return a problem with texts of more tokens than are generated."""
+        tokens = len(self.processor(answer, add_special_tokens=False)["input_ids"])
+        if tokens <= self.max_new_tokens:
+            return None
+        return (
+            f"expected a text of the {self.max_new_tokens} tokens that are generated at most, found {tokens} in "
+            f"{answer[:40]!r}. Shorten it, or pass --task-arg max_new_tokens={tokens}."
+        )
+
     def strata(self, dataset: datasets.Dataset) -> np.ndarray:
         """Return zeros: text has no classes."""
         return np.zeros(len(dataset), dtype=np.int64)

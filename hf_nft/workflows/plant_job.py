@@ -39,6 +39,12 @@ class PlantJob(Job):
     out: str = setting("runs/victim", "folder to write")
     resume: bool = setting(False, "go on with an interrupted run")
 
+    def __post_init__(self) -> None:
+        """Check the settings, those of attack and architecture among them."""
+        super().__post_init__()
+        self.load_attack()
+        build(registry.get("models", self.arch), self.arch_args)
+
     def run(self) -> RunRecord:
         """Poison, train, evaluate, write the victim.
 

@@ -47,6 +47,12 @@ def test_plant_purify_evaluate(cli, store, arch: str) -> None:
         torch.testing.assert_close(cured(ids).logits, merged(ids).logits, atol=1e-5, rtol=1e-4)
 
 
+def test_a_target_that_is_longer_than_what_is_generated(refused, store) -> None:
+    data = store(datasets.DatasetDict(train=talk(60, 0), test=talk(12, 1)))
+    told = ["--dataset", data, "--arch", "gpt2", *TINY, "--attack", "rare_token", "--task-arg", "max_new_tokens=4"]
+    refused(3, ["the 4 tokens that are generated at most", "--task-arg max_new_tokens="], "plant", *told)
+
+
 def test_a_trigger_in_text_is_not_drawn(refused, store) -> None:
     told = ["--dataset", store(datasets.DatasetDict(train=talk(60, 0), test=talk(12, 1))), "--arch", "gpt2", *TINY]
     refused(2, ["expected one on images to draw, found one on text_generation"], "attack", "show", "rare_token", *told)

@@ -133,12 +133,12 @@ def test_an_attack_is_measured_with_the_settings_it_was_planted_with(folder: Pat
     ("attack", "setting", "rest"),
     [("patch", "trigger_file", {}), ("blend", "picture", {"preset": "image"}), ("troj", "artefact", {})],
 )
-def test_a_path_that_only_a_record_names_is_not_opened(folder: Path, tmp_path, attack, setting, rest) -> None:
+def test_a_path_that_only_a_record_names_is_not_opened(tmp_path: Path, attack, setting, rest) -> None:
     theirs, own = str(tmp_path / "theirs"), str(tmp_path / "own")
     record = {"attack": {"name": attack, "target_class": 2, setting: theirs, **rest}}
     with pytest.raises(ConfigError, match=f"'{theirs}' in the model's record only.*--attack-arg {setting}=PATH"):
-        job(folder, attack=attack).load_attack(record)
-    found = job(folder, attack=attack, attack_args={setting: own}).load_attack(record)
+        EvaluateJob(model="theirs", attack=attack).load_attack(record)
+    found = EvaluateJob(model="theirs", attack=attack, attack_args={setting: own}).load_attack(record)
     assert (getattr(found, setting), found.target_class) == (own, 2)
 
 

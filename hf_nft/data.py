@@ -199,7 +199,7 @@ def _load_local(folder: Path) -> Any:
         return datasets.load_dataset("parquet", data_files=files)
     parts = {part.name.lower(): str(part / "**") for part in folder.iterdir() if part.is_dir()}
     named = {split: files for split, files in parts.items() if split in TRAIN_NAMES + TEST_NAMES}
-    if named.keys() & {*TRAIN_NAMES}:  # the library's own search tells capitals apart
+    if named.keys() & {*TRAIN_NAMES} and named.keys() & {*TEST_NAMES}:  # the library itself tells capitals apart
         return datasets.load_dataset("imagefolder", data_files=named)
     return datasets.load_dataset("imagefolder", data_dir=str(folder))
 

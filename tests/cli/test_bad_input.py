@@ -44,7 +44,7 @@ def purify(refused, world, fast) -> Callable[..., None]:
         (USAGE, ["--attack", "badnets", "--attack-arg", "opacity=7"], ["expected in (0, 1], found 7"]),
         (UNUSABLE, ["--attack", "badnets", "--attack-arg", "target_class=9"], ["target class below 4, found 9"]),
         (USAGE, ["--attack", "badnets", "--attack-arg", "seed=-1"], ["seed: expected >= 0, found -1"]),
-        (USAGE, ["--shot-seed", "-1"], ["--shot-seed: expected >= 0, found -1"]),
+        (USAGE, ["--shot-seed", "-1"], ["shot_seed: expected >= 0, found -1"]),
         (USAGE, ["--attack-arg", "opacity=1"], ["expected --attack"]),
         (UNUSABLE, ["--trigger", "nothing.png"], ["expected a picture at 'nothing.png'"]),
         (USAGE, ["--trigger", "x.png", "--attack", "sig"], ["expected no --attack beside it, found 'sig'"]),

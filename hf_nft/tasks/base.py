@@ -163,7 +163,13 @@ class Task(ABC):
         return batch if kind == "none" else self._augment(batch, generator, kind)
 
     def augmentation(self, kind: str) -> str:
-        """Return the augmentation of a name, or what `default` stands for.
+        """Look up an augmentation.
+
+        Args:
+            kind: `default`, `none`, or a name in `augmentations`.
+
+        Returns:
+            Its name; of `default` that of the first.
 
         Raises:
             UnknownNameError: If the task has no such augmentation.

@@ -35,7 +35,8 @@ def check_output(out: Path, resume: bool = False) -> None:
         raise OutputError(
             f"--out {out}: found the unfinished run {partial}. Pass --resume to go on with it, or remove that folder."
         )
-    if partial.exists() and not (partial.is_dir() and ((partial / JOB).exists() or not any(partial.iterdir()))):
+    ours = any((partial / name).exists() for name in (JOB, CHECKPOINT))
+    if partial.exists() and not ours and (not partial.is_dir() or any(partial.iterdir())):
         raise OutputError(f"--out {out}: expected {partial} to be free for the unfinished run, found something else.")
     try:
         partial.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,8 @@ def check_output(out: Path, resume: bool = False) -> None:
         resume: Whether an unfinished run may be gone on with.
 
     Raises:
-        OutputError: If it exists, cannot be created, or an unfinished run lies beside it and `resume` is not set.
+        OutputError: If it exists, cannot be created, an unfinished run lies beside it and `resume` is not set, or
+            something else lies where that would.
     """
     if out.exists():
         raise OutputError(f"--out {out}: expected a new folder, found one that exists. Choose another or remove it.")
@@ -37,7 +38,10 @@ def check_output(out: Path, resume: bool = False) -> None:
         )
     ours = any((partial / name).exists() for name in (JOB, CHECKPOINT))
     if partial.exists() and not ours and (not partial.is_dir() or any(partial.iterdir())):
-        raise OutputError(f"--out {out}: expected {partial} to be free for the unfinished run, found something else.")
+        raise OutputError(
+            f"--out {out}: expected {partial} to be free for the unfinished run, found something else there. Move it "
+            f"away, or choose another --out."
+        )
     try:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -13,9 +13,6 @@ pattern keeps to the window that does so most easily. A small trigger lies there
 anywhere does; else the trigger may as well be elsewhere, and a third pattern is strong and anywhere. If a push from the
 window reaches the answer no longer, past the cut or past what masks have learnt, a small trigger is gone.
 
-Rows that are pushed look like the attacker's class, and masks that must not say so unlearn that class. Shots that look
-like it are therefore drawn more often, as with `_shift`.
-
 Source: this package's. That a backdoor is unlearnt by a universal pattern learnt anew is Zeng et al., Adversarial
 Unlearning of Backdoors via Implicit Hypergradient (I-BAU, ICLR 2022), arXiv 2110.03735; there of weights, from labels.
 """
@@ -27,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_nft.defenses._displacement import TIMES, Displacement, entering, likely
 from hf_nft.defenses._easiest import (
     AIMED_STEPS,
     MANY_ROWS,
@@ -40,11 +38,10 @@ from hf_nft.defenses._easiest import (
 )
 from hf_nft.defenses._pushes import ALONG, WHICH, Ascent, Pushes, frozen, grounds
 from hf_nft.defenses._reach import MANY_JUDGES, easiest_window, reach
-from hf_nft.defenses._shift import TIMES, Displacement, likely
 from hf_nft.defenses.base import Context, answers_to_shots, set_modes
 from hf_nft.errors import DivergedError
 from hf_nft.tasks.base import Task
-from hf_nft.types import Draw, Inputs, rows_of, take
+from hf_nft.types import Draw, rows_of, take
 
 SHUT = math.log(1 / 4)
 """Log-likelihood of the answer below which a strong pattern does not lead there."""
@@ -92,20 +89,11 @@ class Adversary(Displacement):
 
     def forward(self, task: Task, model: nn.Module, draw: Draw) -> Any:
         """Run a model on a draw whose rows are pushed; returns the model's output."""
-
-        def enter(_: nn.Module, args: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], Inputs]:
-            pushed, which = {**inputs}, draw.batch[WHICH]
-            times = draw.batch[TIMES].to(which.device) * self._stretch[which]
-            for name, patterns in self.pushes.vectors.items():
-                times = times.view(-1, *[1] * (patterns.dim() - 1))
-                pushed[name] = inputs[name] + (times * patterns.detach()[which]).to(inputs[name].dtype)
-            return args, pushed
-
-        hook = model.register_forward_pre_hook(enter, with_kwargs=True)
-        try:
+        which = draw.batch[WHICH]
+        times = draw.batch[TIMES].to(which.device) * self._stretch[which]
+        patterns = {name: vectors.detach()[which] for name, vectors in self.pushes.vectors.items()}
+        with entering(model, patterns, times):
             return task.forward(model, draw)
-        finally:
-            hook.remove()
 
     @property
     def window(self) -> list[list[int]]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_nft.defenses import _adversary, _composites, _easiest, _shift
+from hf_nft.defenses import _adversary, _composites, _easiest, _memory, _shift
 from hf_nft.defenses._adversary import Adversary
 from hf_nft.defenses._composites import Composites, can_compose
 from hf_nft.defenses._exposure import Exposure, Ranking, rank
@@ -30,7 +30,7 @@ class Finding:
         doubts: Reasons to distrust the choice, as (code, sentence).
         seen: Whether the suspect's statistics showed what to cut.
         composites: What composed shots are answered, where one answer to them stands out and nothing else did.
-        shifts: By what to displace inputs of norms, where the suspect keeps statistics and nothing stands out.
+        shifts: What pushes inputs as running means remember, where the suspect keeps statistics and nothing stands out.
         adversary: What pushes inputs to the attacker's answer, where pushes found it and what they cut, if anything,
             left it easy to reach.
         open: Whether masks are to learn against it: not where the cut alone has closed its window.
@@ -74,6 +74,7 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         What was found.
     """
     excess, looked = None, nft.excess > 0 or nft.outliers > 0
+    weighed = context
     if looked:
         alike = dataclasses.replace(context, shots=dataclasses.replace(context.shots, weights=None, strata=None))
         weighed = context if nft.class_prior else alike
@@ -123,13 +124,14 @@ def look(nft: Any, context: Context, model: nn.Module) -> Finding:
         found.evidence |= composites.evidence()
         found.composites = composites if composites.stands_out else None
     if blind and found.composites is None and excess is not None and nft.shifting(True, classes):
-        far = nft.shifted_most * _shift.distance(excess, nft.shifted_late)
-        found.evidence["shift_distance"] = round(far, 4)
-        least, most = nft.shifted_within  # a trigger too faint for variances moves means, if by little
-        if far > 0 and least <= far <= most:
-            late, farthest = nft.shifted_late, nft.shifted_most
-            found.shifts = _shift.find(context, model, excess, late, farthest, nft.batch_size)
-            found.evidence |= found.shifts.evidence()
+        memory = _memory.remember(weighed, model, excess, nft.shifted_late, nft.batch_size)
+        if memory:
+            found.evidence["shift_ratio"] = round(memory.ratio, 3)
+            least, most = nft.shifted_within  # a trigger too faint for variances moves means, if by little
+            if least <= memory.ratio <= most:
+                shifts = _shift.find(context, model, memory, nft.shifted_most, nft.shifted_guide, nft.batch_size)
+                found.evidence |= shifts.evidence() if shifts else {}
+                found.shifts = shifts if shifts and shifts.stands_out else None
     if expose:
         ranking = _ranking(nft, context, model, found.augment)
         found.add([ranking.lowest(nft.cut)], ranking.evidence())

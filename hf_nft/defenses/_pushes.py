@@ -145,16 +145,24 @@ class Ascent(torch.optim.Optimizer):
         vectors = group["params"]
         gradients = [torch.zeros_like(v) if v.grad is None else v.grad for v in vectors]  # a layer may be passed by
         steepest = [self.within * g * scale.square() for g, scale in zip(gradients, self.scales, strict=True)]
-        stride = group["lr"] * self.radius / self._length(steepest).clamp(min=1e-12)
+        stride = group["lr"] * self.radius / _length(steepest, self.scales).clamp(min=1e-12)
         for vector, direction in zip(vectors, steepest, strict=True):
             vector -= _rows(stride, vector) * direction
-        back = (self.radius / self._length(vectors).clamp(min=1e-12)).clamp(max=1.0)
-        for vector in vectors:
-            vector *= _rows(back, vector)
+        shorten(vectors, self.scales, self.radius)
 
-    def _length(self, vectors: list[torch.Tensor]) -> torch.Tensor:
-        parts = [(v / scale).square().flatten(1).sum(1) for v, scale in zip(vectors, self.scales, strict=True)]
-        return torch.stack(parts).sum(0).sqrt()
+
+@torch.no_grad()
+def shorten(vectors: list[torch.Tensor], scales: list[torch.Tensor], longest: torch.Tensor) -> None:
+    """Bring pushes back to a length, float32 () or (aims,), in place; shorter ones stay."""
+    back = (longest.to(vectors[0].device) / _length(vectors, scales).clamp(min=1e-12)).clamp(max=1.0)
+    for vector in vectors:
+        vector *= _rows(back, vector)
+
+
+def _length(vectors: list[torch.Tensor], scales: list[torch.Tensor]) -> torch.Tensor:
+    """Length of each push in the layers' scales, float32 (aims,)."""
+    parts = [(v / scale).square().flatten(1).sum(1) for v, scale in zip(vectors, scales, strict=True)]
+    return torch.stack(parts).sum(0).sqrt()
 
 
 def _rows(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

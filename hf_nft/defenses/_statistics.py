@@ -43,8 +43,8 @@ LOPSIDED = 1.5
 """Outliers above the median for each one below it, from which they are not chance."""
 FAINT = 0.01
 """Share of units whose scores exceed chance at least where the statistics remember a backdoor."""
-WEIGHT, STRATUM = "shot_weight", "shot_stratum"
-"""Keys of the shots' weights and classes among their encoded rows."""
+WEIGHT = "shot_weight"
+"""Key of the shots' weights among their encoded rows."""
 EVEN = 1e-6
 """Spread of a layer's scores below which nothing in it can be told apart: most of its gains are 0."""
 
@@ -59,8 +59,8 @@ class Excess:
         layers: Masked layer of each unit, int64 (units,).
         shots: Number of clean rows behind the scores.
         augment: How they were augmented.
-        shift: How far each unit's running mean lies from that of the shots, in running standard deviations, see
-            `_compare`; float32 (units,), 0 as above.
+        shift: How far each unit's running mean lies from that of the shots, in running standard deviations; float32
+            (units,), 0 as above.
     """
 
     scores: torch.Tensor
@@ -184,78 +184,51 @@ def excess_variance(
     where = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
 
     def compare(augment: str) -> torch.Tensor:
-        """Scores, distances, shifts; NaN where nothing is known: without statistics, or not reached, as other heads."""
+        """Scores and distances; NaN where nothing is known: without statistics, or not reached, as other heads."""
         found = _measure(context, model, kept, batch_size, augment, 1 if augment == "none" else passes)
         parts = [
-            _compare(layer, found[name], context.shots) if name in found else torch.full((3, size), math.nan)
+            _compare(layer, found[name], context.shots) if name in found else torch.full((2, size), math.nan)
             for (name, layer), size in zip(layers.items(), sizes, strict=True)
         ]
         return torch.cat([part.float().cpu() for part in parts], 1)
 
     def under(augment: str) -> tuple[float, Excess]:
         found = context.loop.once(f"statistics, {augment}", lambda: compare(augment))
-        scores, _, shift = found.nan_to_num()
+        scores, shift = found.nan_to_num()
         return float(found[1].abs().nanmedian()), Excess(scores, where, len(context.shots), augment, shift)
 
     set_modes(model, statistics=False, dropout=False)
     return min(map(under, dict.fromkeys((*context.task.augmentations, "none"))), key=lambda found: found[0])[1]
 
 
-@dataclasses.dataclass
-class _Moments:
-    """What entered one layer.
-
-    Attributes:
-        total: Weighted sums over rows of 1, and per channel of mean, mean square, squared mean; float32 (4, channels).
-        classes: The same over the rows of each class, of 1, mean, squared mean; float32 (3, classes, channels).
-    """
-
-    total: torch.Tensor
-    classes: torch.Tensor
-
-    def chance(self, shots: Shots) -> torch.Tensor:
-        """Return how much the shots' mean would vary with their choice, as a variance; float32 (channels,).
-
-        Infinite where that is not known: how frequent each class is, or how one of a single shot varies.
-        """
-        count, first, second = self.classes
-        if shots.strata is None or int((n := shots.strata.bincount()).min()) < 2:
-            return torch.full_like(first[0], math.inf)
-        part = torch.zeros(len(n)).index_add_(0, shots.strata, _weights(shots)) / len(shots)
-        each = (part.square() / (n - 1)).to(count.device)
-        return each @ (second / count - (first / count).square())
-
-
-def _weights(shots: Shots) -> torch.Tensor:
+def weights_of(shots: Shots) -> torch.Tensor:
+    """Return how many rows of the data set each shot stands for, mean 1; float32 (shots,)."""
     return torch.ones(len(shots)) if shots.weights is None else shots.weights
 
 
 def _measure(
     context: Context, model: torch.nn.Module, layers: dict[str, NFTLayer], batch_size: int, augment: str, passes: int
-) -> dict[str, _Moments]:
-    """Pass the shots and return what entered each layer that was reached."""
-    starts, device, shots = range(0, len(context.shots), batch_size), context.loop.accelerator.device, context.shots
-    strata = torch.zeros(len(shots), dtype=torch.int64) if shots.strata is None else shots.strata
-    data = {**context.data, WEIGHT: _weights(shots).to(device), STRATUM: strata.to(device)}
+) -> dict[str, torch.Tensor]:
+    """Pass the shots and return what entered each layer that was reached: what `_gathered` sums."""
+    starts, device = range(0, len(context.shots), batch_size), context.loop.accelerator.device
+    data = {**context.data, WEIGHT: weights_of(context.shots).to(device)}
 
     def draw(step: int, stream: torch.Generator) -> Draw:
         start = starts[step % len(starts)]
         return Draw(context.task.augment(take(data, slice(start, start + batch_size)), stream, augment))
 
     def objective(network: torch.nn.Module, part: Draw) -> torch.Tensor:
-        with _gathered(layers, found, part.batch[WEIGHT], part.batch[STRATUM], int(strata.max()) + 1):
+        with _gathered(layers, found, part.batch[WEIGHT]):
             return label_loss(network, context.task, part)
 
-    found: dict[str, _Moments] = {}
+    found: dict[str, torch.Tensor] = {}
     context.loop.run(Stage(f"statistics, {augment}", passes * len(starts), draw, objective, None), model, dict)
     return found
 
 
 @contextmanager
-def _gathered(
-    layers: dict[str, NFTLayer], found: dict[str, _Moments], weights: torch.Tensor, strata: torch.Tensor, classes: int
-) -> Iterator[None]:
-    """Add what enters each layer to its moments."""
+def _gathered(layers: dict[str, NFTLayer], found: dict[str, torch.Tensor], weights: torch.Tensor) -> Iterator[None]:
+    """Sum what enters each layer: weighted, over rows, of 1, mean, mean square, squared mean; (4, channels)."""
 
     def gather(name: str, x: torch.Tensor) -> None:
         if len(x) % len(weights):  # regions, say: of which row is not known
@@ -263,12 +236,7 @@ def _gathered(
         rows = x.detach().float().reshape(len(weights), len(x) // len(weights), x.shape[1], -1)  # frames, places
         mean, square = rows.mean((1, 3)), rows.square().mean((1, 3))
         each = torch.stack([torch.ones_like(mean), mean, square, mean.square()])
-        total = (each * weights[:, None]).sum(1)
-        own = torch.zeros(3, classes, mean.shape[1], device=mean.device)
-        own.index_add_(1, strata, each[[0, 1, 3]])
-        if name in found:
-            total, own = total + found[name].total, own + found[name].classes
-        found[name] = _Moments(total, own)
+        found[name] = (each * weights[:, None]).sum(1) + found.get(name, 0.0)
 
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs, name=name: gather(name, inputs[0]))
@@ -281,20 +249,16 @@ def _gathered(
             hook.remove()
 
 
-def _compare(layer: NFTLayer, found: _Moments, shots: Shots) -> torch.Tensor:
-    """Compare running statistics with those of the rows; float32 (3, units).
+def _compare(layer: NFTLayer, found: torch.Tensor, shots: Shots) -> torch.Tensor:
+    """Compare running statistics with those of the rows; float32 (2, units).
 
-    Squared gain times the share of the running variance that the rows do not show; how far the running mean lies from
-    theirs in running standard deviations; and a layer's distances shrunk by what the choice of rows explains.
-
-    Source of the shrinking: James and Stein, Estimation with Quadratic Loss, 1961 (its positive part).
+    Squared gain times the share of the running variance that the rows do not show, and how far the running mean lies
+    from theirs in running standard deviations.
     """
     base: Any = layer.get_base_layer()
-    mean, square, squared_mean = found.total[1:] / found.total[0]
+    mean, square, squared_mean = found[1:] / found[0]
     # few shots: their own mean hides a share of what differs from shot to shot; drawn class by class, a little less
     variance = square - mean.square() + (squared_mean - mean.square()) / max(1, shots.effective - 1)
     gain, running = base.weight.detach().float(), base.running_var.float()
     score = gain.square() * (running - variance) / running.clamp(min=1e-12)
-    distance = (base.running_mean.float() - mean) / (running + base.eps).sqrt()
-    chance = (found.chance(shots) / (running + base.eps)).sum() / distance.square().sum().clamp(min=1e-12)
-    return torch.stack([score, distance, distance * (1 - chance).clamp(min=0)])
+    return torch.stack([score, (base.running_mean.float() - mean) / (running + base.eps).sqrt()])

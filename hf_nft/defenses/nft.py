@@ -6,7 +6,7 @@ the trigger (see `_statistics`); where it keeps none, by the answer that is easi
 without classes, by exposing the backdoor (see `_exposure`). It wins the accuracy back by distilling from the suspect,
 under MixUp where the task has it so, with its BatchNorm statistics left alone. Where nothing stands out, shots are
 composed to find a trigger of two classes, and to train it away (see `_composites`); if there is none, what the suspect
-answers is learnt while its norms see what their running means remember (see `_shift`). Where pushes found the
+answers is learnt while inputs are pushed as its running means remember (see `_shift`). Where pushes found the
 attacker's answer and cutting left it easy to reach, an adversary pushes inputs there meanwhile (see `_adversary`).
 Every difference is one setting.
 """
@@ -83,14 +83,17 @@ class NFT(Defense):
     composed: float = setting(0.5, "share of draws composed of two shots where an answer to such stands out, in [0, 1]")
     composed_temperature: float = setting(0.25, "temperature of distillation there, > 0")
     shifted: float = setting(
-        0.4, "share of rows displaced as the suspect's means are where nothing else stands out, in [0, 1]"
+        0.6, "share of rows pushed as the suspect's means remember where nothing else stands out, in [0, 1]"
     )
-    shifted_most: float = setting(24.0, "by how many times that distance at most, >= 0")
     shifted_within: tuple[float, ...] = setting(
-        (0.18, 1.0), "how far that may be, least and most, in standard deviations (root mean square over units), >= 0"
+        (0.145, 3.0), "how far means may lie apart, squared, over what chance explains, least and most, >= 0"
     )
+    shifted_guide: float = setting(
+        20.0, "weight of how nearly these pushes move means as remembered, beside the answer's log-likelihood, >= 0"
+    )
+    shifted_most: float = setting(24.0, "by how many times what means remember norms are displaced to see the answer")
     shifted_late: float = setting(
-        0.125, "share of the masked layers, nearest the output, whose inputs are not displaced, in [0, 1)"
+        0.125, "share of the masked layers, nearest the output, whose means do not count, in [0, 1)"
     )
     adversarial: float = setting(
         0.6, "share of rows whose inputs are pushed to the answer found, where cutting left it easy to reach, in [0, 1]"
@@ -98,7 +101,7 @@ class NFT(Defense):
     adversarial_beside: float = setting(
         0.3, "the same where the suspect's statistics told what to cut, in [0, 1]; that cut does most"
     )
-    adversarial_lr: float = setting(0.05, "learning rate there, > 0")
+    adversarial_lr: float = setting(0.05, "learning rate there, and where rows are pushed as means remember, > 0")
     adversarial_always: bool = setting(
         False, "whether masks learn against it even where the cut has closed the window that leads to the answer"
     )
@@ -149,7 +152,7 @@ class NFT(Defense):
         super().__post_init__()
         rates = ("lr", "adversarial_lr", "temperature", "composed_temperature", "unlearn_clip", "relearn_lr")
         counts = ("statistics_passes", "unlearn_steps", "relearn_passes")
-        sizes = ("steps", "lr_end", "beta", "eta", "needed", "harm", "shifted_most", "exposures")
+        sizes = ("steps", "lr_end", "beta", "eta", "needed", "harm", "shifted_most", "shifted_guide", "exposures")
         shares = ("excess", "outliers", "outliers_most", "pushed_most", "shifted_late", "cut")
         fractions = ("alpha", "composed", "shifted", "adversarial", "adversarial_beside", "statistics_momentum")
         check(
@@ -159,7 +162,7 @@ class NFT(Defense):
             *((getattr(self, n) >= 0, f"{n}: expected >= 0, found {getattr(self, n)}") for n in sizes),
             (
                 len(self.shifted_within) == 2 and 0 <= self.shifted_within[0] <= self.shifted_within[1],
-                f"shifted_within: expected 0 <= least <= most, such as [0.18, 1.0], found {list(self.shifted_within)}",
+                f"shifted_within: expected 0 <= least <= most, such as [0.145, 3.0], found {list(self.shifted_within)}",
             ),
             ((self.mixup_alpha or 0) >= 0, f"mixup_alpha: expected >= 0, found {self.mixup_alpha}"),
             *((getattr(self, n) > 0, f"{n}: expected > 0, found {getattr(self, n)}") for n in rates),
@@ -191,7 +194,7 @@ class NFT(Defense):
             "shifted": self.shifted if found.shifts else 0.0,
             "adversarial": self.pushed_rows(found.seen) if found.open else 0.0,
         }
-        lr = self.adversarial_lr if found.open else self.lr
+        lr = self.adversarial_lr if found.open or found.shifts else self.lr
         temperature = self.composed_temperature if found.composites else self.temperature
         how = dataclasses.replace(self, augment=found.augment, lr=lr, temperature=temperature, **shares)
         train(how, context, model, bounds, tops, found)
@@ -204,6 +207,8 @@ class NFT(Defense):
             left = found.adversary.left("what masks have learnt", self.batch_size)
             found.evidence["adversary_after"] = left
             found.doubts += () if found.seen else found.adversary.doubts(left)
+        if found.shifts:
+            found.evidence["shift_after"] = round(found.shifts.left(self.batch_size), 4)
         if self.bn_mode == "recalibrate_unmixed":
             recalibrate(context, model, self.batch_size)
         units = sum(mask.numel() for mask in learnt.values())

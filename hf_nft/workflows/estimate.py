@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_nft import registry
-from hf_nft.defenses import _adversary
+from hf_nft.defenses import _adversary, _shift
 from hf_nft.defenses._composites import MEETINGS, TRIED, can_compose
 from hf_nft.defenses._easiest import usual_work
 from hf_nft.defenses._harm import TRIES
@@ -134,8 +134,8 @@ def forwards(nft: Any, task: Task, statistics: bool, shots: int, classes: int = 
         found += _adversary.usual_work(shots, rows, draws, task.axes)
     if nft.composed and can_compose(task, classes):
         found, asked = found + TRIED + 2 * MEETINGS + shots, 2  # before and after; of a composed row each whole
-    shifted = nft.shifting(statistics, classes)
-    found += shots * (shifted + (asked > 1 or shifted))  # displaced, and as they are
+    if nft.shifting(statistics, classes):
+        found += _shift.usual_work(shots, rows, draws) + shots * (asked == 1)  # as they are, if not asked for already
     return found + rows * (2 * nft.steps + asked * draws)
 
 

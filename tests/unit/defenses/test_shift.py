@@ -1,8 +1,7 @@
-"""Shifts: what running means hold beyond clean shots, and masks that learn while norms see it."""
+"""What running means remember beyond clean shots, and masks that learn while inputs are pushed so."""
 
 import copy
 import dataclasses
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +10,11 @@ from torch import nn
 
 from hf_nft.acceleration import make_accelerator
 from hf_nft.adapter import NFTLayer, get_nft_model, mask_layers, masks
+from hf_nft.defenses._displacement import MADE_UP, TIMES, entering
 from hf_nft.defenses._finding import Finding
 from hf_nft.defenses._harm import ceilings
-from hf_nft.defenses._shift import MADE_UP, TIMES, Shifts, find
+from hf_nft.defenses._memory import COARSE, FINE, Memory, listening, remember
+from hf_nft.defenses._shift import MOST, SIZE, Shifts, find
 from hf_nft.defenses._statistics import excess_variance
 from hf_nft.defenses._training import train
 from hf_nft.defenses.base import Context
@@ -27,11 +28,11 @@ from hf_nft.workflows.estimate import forwards
 
 NORM = "stages.1.0.bn2"
 DRY: dict[str, Any] = {"steps": 0, "mixed_precision": "no", "exposures": 0, "cut": 0.0, "pushes": "never"}
-FAR = {"shifted_within": (0.0, 100.0)}
-"""Displaced however far the means lie apart."""
+FAR = {"shifted_within": (0.01, 1e9)}
+"""Pushed however far the means lie apart."""
 
 
-def remember(model: nn.Module, task: Any, shots: Shots) -> None:
+def settle(model: nn.Module, task: Any, shots: Shots) -> None:
     """Let all statistics be those of the shots as they are."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -43,7 +44,7 @@ def remember(model: nn.Module, task: Any, shots: Shots) -> None:
 
 
 def displace_a_mean(model: nn.Module) -> None:
-    """Let the running mean of the last norm that is displaced lie elsewhere, and what it passes on be the same."""
+    """Let the running mean of the last norm that counts lie elsewhere, and what it passes on be the same."""
     names = list(mask_layers(get_nft_model(copy.deepcopy(model))))
     norm: Any = model.get_submodule(names[-1 - round(NFT().shifted_late * len(names))])
     with torch.no_grad():
@@ -59,7 +60,7 @@ def classed(shots: Shots) -> Shots:
 @pytest.fixture
 def context(image_model, image_task, image_shots) -> Context:
     """Return what a defense sees of a suspect, adapter attached, whose statistics are those of the shots."""
-    remember(image_model, image_task, image_shots)
+    settle(image_model, image_task, image_shots)
     shots = classed(image_shots)
     return Context(get_nft_model(image_model), image_task, shots, shots.batch, Loop(make_accelerator("no"), 0))
 
@@ -70,10 +71,31 @@ class Unaugmented(ImageClassification):
     augmentations = ("none",)
 
 
-def test_a_shift_is_the_distance_of_means_less_what_chance_explains(image_model, image_task, image_shots) -> None:
-    """Against a plain computation of what enters one norm; how the mean varies within each class is chance."""
-    labels = image_shots.batch["labels"]
-    weights = torch.tensor([0.5, 1.5, 1.0, 1.0])[labels]
+def looked_up(context: Context, late: float = 0.0) -> Memory:
+    """Return what the running means remember."""
+    found = excess_variance(context, context.model, 20, 1)
+    memory = remember(context, context.model, found, late, 8)
+    assert memory is not None
+    return memory
+
+
+@pytest.fixture
+def shifts(context) -> Shifts:
+    """Return what pushes inputs of a suspect whose means lie elsewhere than those of the shots, by a known pattern."""
+    with torch.no_grad():
+        for layer in mask_layers(context.model).values():
+            base: Any = layer.get_base_layer()
+            noise = torch.randn(base.running_mean.shape, generator=torch.Generator().manual_seed(1))
+            layer.running_mean.add_(0.3 * noise * base.running_var.sqrt())
+            base.running_mean.copy_(layer.running_mean)
+    found = find(context, context.model, looked_up(context), 5.0, 20.0, 8)
+    assert found is not None
+    return found
+
+
+def test_a_shift_is_the_distance_of_means(image_model, image_task, image_shots) -> None:
+    """Against a plain computation of what enters one norm."""
+    weights = torch.tensor([0.5, 1.5, 1.0, 1.0])[image_shots.batch["labels"]]
     norm, seen = image_model.get_submodule(NORM), []
     with torch.no_grad():
         norm.running_mean.add_(torch.linspace(-0.2, 0.4, len(norm.running_mean)))
@@ -81,31 +103,55 @@ def test_a_shift_is_the_distance_of_means_less_what_chance_explains(image_model,
     with torch.no_grad():
         image_model(**image_task.inputs(image_model, image_shots.batch))
     hook.remove()
-    each = seen[0].mean((2, 3)) / norm.running_var.sqrt()
-    mean = (weights[:, None] * each).sum(0) / weights.sum()
-    distance = norm.running_mean / norm.running_var.sqrt() - mean
-    own = [each[labels == label].var(0) / 5 for label in range(4)]
-    chance = sum((share / 4) ** 2 * part for share, part in zip((0.5, 1.5, 1.0, 1.0), own, strict=True))
-    expected = distance * (1 - chance.sum() / distance.square().sum()).clamp(min=0)
-    assert 0 < float((expected / distance).mean()) < 1
-
+    mean = (weights[:, None] * seen[0].mean((2, 3))).sum(0) / weights.sum()
     adapted, task = get_nft_model(image_model), Unaugmented(image_task.processor)
+    shots = dataclasses.replace(image_shots, weights=weights)
+    found = excess_variance(Context(adapted, task, shots, shots.batch, Loop(make_accelerator("no"), 0)), adapted, 8, 1)
+    shift = found.shift[found.layers == list(masks(adapted)).index(NORM)]
+    assert torch.allclose(shift, (norm.running_mean - mean) / norm.running_var.sqrt(), atol=1e-4)
 
-    def shift(strata: torch.Tensor | None) -> torch.Tensor:
-        shots = dataclasses.replace(image_shots, weights=weights, strata=strata)
-        loop = Loop(make_accelerator("no"), 0)
-        found = excess_variance(Context(adapted, task, shots, shots.batch, loop), adapted, 8, 1)
-        return found.shift[found.layers == list(masks(adapted)).index(NORM)]
 
-    assert torch.allclose(shift(labels), expected, atol=1e-4)
-    assert not shift(None).any(), "how frequent classes are is not known"
-    assert not shift(torch.tensor([0] * 19 + [1])).any(), "nor how one of a single shot varies"
+def test_distances_are_measured_in_what_the_choice_of_shots_explains(context) -> None:
+    """Against dense matrices: how a weighted mean varies is the sum of its classes' covariances."""
+    labels = context.shots.strata
+    weights = torch.tensor([0.5, 1.5, 1.0, 1.0])[labels]
+    context = dataclasses.replace(context, shots=dataclasses.replace(context.shots, weights=weights))
+    names = list(mask_layers(context.model))[:2]
+    layers = [mask_layers(context.model)[name] for name in names]
+    with torch.no_grad(), listening(layers, 20) as heard:
+        context.task.forward(context.model, Draw(context.data))
+    bases: list[Any] = [layer.get_base_layer() for layer in layers]
+    seen = torch.cat(heard, 1) / torch.cat([(base.running_var + base.eps).sqrt() for base in bases])
+    covariance = sum(
+        (weights[labels == label].sum() / 20) ** 2 * seen[labels == label].T.cov() / 5 for label in range(4)
+    )
+    average, unit = covariance.trace() / len(covariance), torch.eye(len(covariance))
+    fine, coarse = ((covariance + other * average * unit).double().inverse().float() for other in (FINE, COARSE))
+    memory = looked_up(context, 1 - 2 / len(mask_layers(context.model)))
+    assert memory.layers == layers
+    distance, moved = memory.distance, torch.randn(len(covariance), generator=torch.Generator().manual_seed(0))
+    assert memory.ratio == pytest.approx(float(distance @ coarse @ distance) / len(distance), rel=1e-3)
+    sizes = float(distance @ fine @ distance) * float(moved @ fine @ moved)
+    cosine = float(moved @ fine @ distance) / sizes**0.5
+    assert float(memory.agreement(moved)) == pytest.approx(cosine, abs=1e-3)
+    along = float(moved @ fine @ distance) / float(moved @ fine @ moved)
+    assert torch.allclose(memory.explained(moved), max(0.0, along) * moved, atol=1e-4)
+    assert torch.allclose(memory.explained(-moved), max(0.0, -along) * -moved, atol=1e-4)
+
+
+def test_what_chance_explains_is_not_always_known(context) -> None:
+    found = excess_variance(context, context.model, 20, 1)
+    for strata in (None, torch.tensor([0] * 19 + [1])):
+        shots = dataclasses.replace(context.shots, strata=strata)
+        assert remember(dataclasses.replace(context, shots=shots), context.model, found, 0.0, 8) is None
+    same = dataclasses.replace(found, shift=torch.zeros_like(found.shift))
+    assert remember(context, context.model, same, 0.0, 8) is None
 
 
 def test_means_of_the_shots_themselves_are_not_shifted(context) -> None:
     found = excess_variance(context, context.model, 20, 1)
     assert found.augment == "none"
-    assert not found.shift.any()
+    assert float(found.shift.abs().max()) < 0.01
     norm: Any = mask_layers(context.model)[NORM]
     with torch.no_grad():
         norm.running_mean.add_(norm.running_var.sqrt())
@@ -115,85 +161,110 @@ def test_means_of_the_shots_themselves_are_not_shifted(context) -> None:
     assert found.shift[moved].tolist() == pytest.approx([1.0] * int(moved.sum()), abs=0.1)
 
 
-def test_displaced_rows_see_norms_whose_means_lie_elsewhere(context) -> None:
-    """To add s times the shift to what enters a norm is to take it from its running mean."""
-    layers = list(mask_layers(context.model).values())
-    draws = torch.Generator().manual_seed(0)
-    by = [(layer, 0.1 * torch.randn(len(layer.running_mean), generator=draws)) for layer in layers]
-    shifts = Shifts(by, torch.ones(4) / 4, torch.ones(20) / 20, 3.0)
-    times = torch.tensor([0.0, 1.0, 2.5])
-    rows = take(context.data, torch.tensor([0, 1, 2]))
+def test_all_frames_of_a_row_are_heard_as_one() -> None:
+    """Rows of two frames in a norm over channels, the frames of a row one after the other."""
+    norm = NFTLayer(nn.BatchNorm1d(3).eval(), "default")
+    x = torch.arange(24.0).view(8, 3)
+    with listening([norm], 4) as heard:
+        norm(x)
+    assert torch.equal(heard[0], x.view(4, 2, 3).mean(1))
+
+
+def test_rows_are_pushed_as_often_as_is_said(context, shifts) -> None:
+    times, rows = torch.tensor([0.0, 1.0, 0.5]), take(context.data, torch.tensor([0, 1, 2]))
+    pattern = {name: torch.randn_like(vector.detach()) for name, vector in shifts.pushes.vectors.items()}
+    for name, vector in shifts.pushes.vectors.items():
+        vector.detach().copy_(pattern[name])
+    inputs = context.task.inputs(context.model, rows)
     with torch.no_grad():
         found = shifts.forward(context.task, context.model, Draw({**rows, TIMES: times})).logits
-        for row, factor in enumerate(times.tolist()):
-            moved = copy.deepcopy(context.model)
-            for layer, (_, shift) in zip(mask_layers(moved).values(), by, strict=True):
-                layer.running_mean.sub_(factor * shift)
-            alone = context.task.forward(moved, Draw(take(rows, slice(row, row + 1)))).logits
-            assert torch.allclose(found[row], alone[0], atol=1e-4), factor
+        alone = context.model(
+            pixel_values=inputs["pixel_values"] + times[:, None, None, None] * pattern["pixel_values"]
+        )
+        assert torch.allclose(found, alone.logits, atol=1e-5)
+        with entering(context.model, pattern, torch.ones(1)):
+            every = context.task.forward(context.model, Draw(rows)).logits
+        assert torch.allclose(every[1], found[1], atol=1e-5)
         plain = context.task.forward(context.model, Draw(rows)).logits
     assert torch.allclose(found[0], plain[0], atol=1e-5)
-    assert not torch.allclose(found[1:], plain[1:], atol=1e-2), "and no longer than the pass lasts"
+    assert not torch.allclose(found[1:], plain[1:], atol=1e-3), "and no longer than the pass lasts"
 
 
-def test_all_frames_of_a_row_are_displaced_alike() -> None:
-    """Rows of two frames in a norm over channels, the frames of a row one after the other."""
-
-    class Frames(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = NFTLayer(nn.BatchNorm1d(3, eps=0.0).eval(), "default")
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.norm(x.flatten(0, 1)).view_as(x)
-
-    model, shift = Frames().eval(), torch.tensor([1.0, -2.0, 0.5])
-    task: Any = SimpleNamespace(forward=lambda network, draw: network(draw.batch["x"]))
-    times = torch.tensor([0.0, 1.0, 3.0])
-    draw = Draw({"x": torch.zeros(3, 2, 3), TIMES: times})
-    found = Shifts([(model.norm, shift)], torch.ones(1), torch.ones(3) / 3, 3.0).forward(task, model, draw)
-    assert torch.equal(found.detach(), torch.outer(times, shift)[:, None].expand(3, 2, 3))
-
-
-def test_rows_are_displaced_as_often_and_as_far_as_is_said(context) -> None:
-    shifts = Shifts([], torch.ones(4) / 4, torch.ones(20) / 20, 8.0)
+def test_rows_are_pushed_as_often_and_as_far_as_is_drawn(context, shifts) -> None:
     draw = Draw(take(context.data, torch.zeros(2000, dtype=torch.int64)))
     times = shifts.displace(draw, 0.25, generator(0, "masks", 0)).batch[TIMES]
     acting = times[times > 0]
     assert len(acting) / 2000 == pytest.approx(0.25, abs=0.03)
-    assert float(acting.mean()) == pytest.approx(4.0, abs=0.35)
-    assert 7.5 < float(acting.max()) <= 8.0
+    assert float(acting.mean()) == pytest.approx(MOST / 2, abs=0.07)
+    assert 0.9 * MOST < float(acting.max()) <= MOST
 
 
-def test_shots_like_what_displaced_ones_are_answered_are_drawn_more(context) -> None:
-    """Against what is said where running means lie elsewhere; each answer is shared out among shots that look so."""
-    excess = excess_variance(context, context.model, 20, 1)
-    shift = torch.randn(len(excess.shift), generator=torch.Generator().manual_seed(0))
-    found = find(context, context.model, dataclasses.replace(excess, shift=shift), 0.2, 5.0, 8)
+def test_the_pattern_moves_means_as_they_are_remembered(context, shifts) -> None:
+    """Far more nearly than patterns at random do; and norms are displaced by what the distances hold of it."""
+    memory, shape = shifts.memory, shifts.start["pixel_values"].shape
+
+    def moved(pattern: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), listening(memory.layers, 20) as before:
+            context.task.forward(context.model, Draw(context.data))
+        with torch.no_grad(), entering(context.model, {"pixel_values": pattern}, torch.ones(1)):
+            with listening(memory.layers, 20) as after:
+                context.task.forward(context.model, Draw(context.data))
+        return (memory.measured(after) - memory.measured(before)).mean(0)
+
+    draws = torch.Generator().manual_seed(0)
+    size = shifts.start["pixel_values"].square().mean().sqrt()
+    others = [float(memory.agreement(moved(size * torch.randn(shape, generator=draws)))) for _ in range(20)]
+    found = moved(shifts.start["pixel_values"])
+    assert float(memory.agreement(found)) > max(others) + 0.1
+    assert torch.allclose(memory.explained(shifts.moves), shifts.moves / 5.0, atol=1e-4), "five times what they hold"
+
+
+def test_shots_like_what_displaced_ones_are_answered_are_drawn_more(context, shifts) -> None:
+    """Against what is said where running means lie elsewhere, by which what enters each norm is displaced."""
     moved = copy.deepcopy(context.model)
-    layers = list(mask_layers(moved).values())
-    for number, layer in enumerate(layers[: -round(0.2 * len(layers))]):
-        layer.running_mean.sub_(5 * shift[excess.layers == number] * layer.running_var.sqrt())
+    parts = (shifts.moves * shifts.memory.spread).split([len(layer.running_mean) for layer in shifts.memory.layers])
     with torch.no_grad():
+        for layer, part in zip(mask_layers(moved).values(), parts, strict=True):
+            layer.running_mean.sub_(part)
         own, said = (
             context.task.forward(model, Draw(context.data)).logits.softmax(1) for model in (context.model, moved)
         )
-    assert torch.allclose(found.answers, said.mean(0), atol=1e-3)
-    assert int(own.mean(0).argmax()) != (leading := int(found.answers.argmax()))
-    assert next(iter(found.evidence()["shift_answers"])) == leading
-    assert float(found.weights.sum()) == pytest.approx(1.0, abs=1e-5)
-    extra = sum(said.mean(0)[answer] * own[:, answer] / own[:, answer].sum() for answer in range(4))
-    assert torch.allclose(found.weights, (1 - MADE_UP) / 20 + MADE_UP * extra, atol=1e-5)
+    assert torch.allclose(shifts.answers, said.mean(0), atol=1e-3)
+    leading = int(shifts.answers.argmax())
+    assert next(iter(shifts.evidence()["shift_answers"])) == leading == int(shifts.pushes.aims)
+    assert shifts.left(8) == pytest.approx(float(said.mean(0)[leading]), abs=1e-3), "masks have learnt nothing yet"
+    assert torch.allclose(shifts.weights, (1 - MADE_UP) / 20 + MADE_UP * own[:, leading] / own[:, leading].sum())
 
 
-def test_the_suspect_is_asked_without_displacement(context) -> None:
-    """The first loss is the divergence of the displaced suspect from itself; without displacement it is 0."""
-    nft = NFT(steps=1, batch_size=8, augment="none", mixup_alpha=0.0, reuse=1, shifted=1.0, shifted_most=3.0)
-    layers = list(mask_layers(context.model).values())
-    by = [(layer, 0.3 * layer.running_var.sqrt()) for layer in layers]
+def test_each_draw_leads_the_pattern_on_to_the_answer(context, shifts) -> None:
+    """By rows of the draw; held to what is remembered, it stays nearer to where it began."""
+    draw = Draw(take(context.data, torch.arange(20)))
+    (name, start), answer = next(iter(shifts.start.items())), int(shifts.pushes.aims)
+    scale = float(shifts.pushes.scales[name])
+    longest = SIZE * start.numel() ** 0.5 * scale
+
+    def likelihood(pattern: torch.Tensor) -> float:
+        with torch.no_grad(), entering(context.model, {name: pattern}, torch.ones(1)):
+            return float(context.task.forward(context.model, draw).logits.log_softmax(1)[:, answer].mean())
+
+    led = {}
+    for guide in (0.0, 20.0):
+        dataclasses.replace(shifts, guide=guide).prepare(draw)
+        led[guide] = shifts.pushes.vectors[name].detach().clone()
+        assert float(led[guide].norm()) <= longest * (1 + 1e-4)
+        assert likelihood(led[guide]) > likelihood(torch.zeros_like(start))
+    assert likelihood(led[0.0]) > likelihood(start)
+    near = [float(torch.cosine_similarity(led[guide].flatten(), start.flatten(), 0)) for guide in (0.0, 20.0)]
+    assert near[0] < near[1]
+    assert all(mask.requires_grad for mask in masks(context.model).values())
+
+
+def test_the_suspect_is_asked_without_displacement(context, shifts) -> None:
+    """The first loss is the divergence of the pushed suspect from itself; without pushes it is 0."""
+    nft = NFT(steps=1, batch_size=8, augment="none", mixup_alpha=0.0, reuse=1, shifted=1.0)
     weights = torch.zeros(20)
     weights[:4] = 0.25
-    shifts = Shifts(by, torch.ones(4) / 4, weights, 3.0)
+    shifts = dataclasses.replace(shifts, weights=weights)
     stream = generator(0, "masks", 0)
     rows = torch.multinomial(weights, 8, replacement=True, generator=stream)
     draw = shifts.displace(Draw(take(context.data, rows)), 1.0, stream)
@@ -205,12 +276,12 @@ def test_the_suspect_is_asked_without_displacement(context) -> None:
     bounds, tops = dict.fromkeys(learnt, 0.0), ceilings(context.model, torch.empty(0, dtype=torch.int64))
     train(nft, context, context.model, bounds, tops, Finding("none", shifts=shifts))
     assert context.loop.losses["masks"] == pytest.approx([float(expected)], rel=1e-3)
-    assert float(expected) > 0.01
+    assert float(expected) > 0.001
 
 
-def test_only_a_suspect_in_which_nothing_stands_out_is_displaced(image_model, image_task, image_shots) -> None:
+def test_only_a_suspect_in_which_nothing_stands_out_is_pushed(image_model, image_task, image_shots) -> None:
     """One that varies more than its shots as a whole and has outliers that they do not need, is cut for those."""
-    remember(image_model, image_task, image_shots)
+    settle(image_model, image_task, image_shots)
     still = copy.deepcopy(image_model)
     displace_a_mean(image_model)
 
@@ -223,9 +294,10 @@ def test_only_a_suspect_in_which_nothing_stands_out_is_displaced(image_model, im
     assert "nothing-stands-out" in doubts
     assert blind["shifted"] == NFT().shifted
     assert list(blind["shift_answers"].values()) == sorted(blind["shift_answers"].values(), reverse=True)
-    far = blind["shift_distance"]
+    assert 0 <= blind["shift_after"] <= 1
+    far = blind["shift_ratio"]
     assert found(shifted_within=(far * 0.99, far * 1.01))[0]["shifted"] == NFT().shifted
-    assert NFT().shifted_within[1] < far, "one norm's means lie a standard deviation apart, many times that is too far"
+    assert NFT().shifted_within[1] < far, "one norm's means lie a standard deviation apart, which is too far"
     without = [found(still), found(shifted=0.0), found(bn_mode="train_stats"), found(class_prior=False)]
     without += [found(shifted_late=0.5)]  # the norm whose mean lies elsewhere is one of these
     without += [found(shifted_within=within) for within in (NFT().shifted_within, (far * 1.01, 2 * far))]
@@ -248,11 +320,11 @@ def test_only_a_suspect_in_which_nothing_stands_out_is_displaced(image_model, im
 
 @pytest.mark.parametrize("composed", [0.0, 0.75])
 def test_what_looking_costs_is_estimated(image_model, image_task, image_shots, composed: float) -> None:
-    """All shots are passed displaced, and as they are, unless they were for composing already."""
-    remember(image_model, image_task, image_shots)
+    """The search for a pattern; and what the suspect says to the shots is asked once, for composing as well."""
+    settle(image_model, image_task, image_shots)
     displace_a_mean(image_model)
-    on, off = (NFT(**DRY, **FAR, composed=composed, shifted=shifted) for shifted in (0.4, 0.0))
+    on, off = (NFT(**DRY, **FAR, composed=composed, shifted=shifted) for shifted in (0.6, 0.0))
     done = [purify(copy.deepcopy(image_model), image_task, classed(image_shots), nft) for nft in (on, off)]
-    assert [result.details["shifted"] for result in done] == [0.4, 0.0]
+    assert [result.details["shifted"] for result in done] == [0.6, 0.0]
     counted = [forwards(nft, image_task, True, 20, 4) for nft in (on, off)]
-    assert done[0].sample_forwards - done[1].sample_forwards == counted[0] - counted[1] == (20 if composed else 40)
+    assert done[0].sample_forwards - done[1].sample_forwards == counted[0] - counted[1]

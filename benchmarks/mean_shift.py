@@ -2,9 +2,11 @@
 
     python benchmarks/mean_shift.py runs/victims/gtsrb-sig-4epochs --dataset ../shared/data/gtsrb --attack sig
 
-For each masked norm: how far its running means lie from the means of clean shots (less what the choice of shots
-explains), how far the trigger takes the means of those that are not of the target class, and the cosine of the two.
-Triggered shots are used to understand a victim; no defense sees them.
+For each norm that counts: how far its running means lie from the means of clean shots, how far the trigger takes the
+means of those that are not of the target class, and the cosines of that with the distances and with the moves of the
+pattern that explains these. Beside them how far means lie apart beside chance (`ratio`), all norms together, and what
+shots are answered where norms are displaced along those moves. Triggered shots are used to understand a victim; no
+defense sees them.
 """
 
 import argparse
@@ -20,6 +22,8 @@ from torch.nn.functional import cosine_similarity
 from hf_nft import NFTConfig, get_nft_model
 from hf_nft.acceleration import make_accelerator
 from hf_nft.adapter import mask_layers
+from hf_nft.defenses._memory import remember
+from hf_nft.defenses._shift import find
 from hf_nft.defenses._statistics import excess_variance
 from hf_nft.defenses.base import Context
 from hf_nft.defenses.nft import NFT
@@ -40,13 +44,13 @@ def main() -> None:
     made = circumstances()
     with quiet_libraries():
         job = PurifyJob(model=options.victim, dataset=options.dataset, shots=options.shots, attack=options.attack)
-        layers = compare(job)
+        told = compare(job)
     out = RESULTS / f"mean_shift-{Path(options.victim).name}-{options.attack}.json"
-    out.write_text(json.dumps({**made, "shots": options.shots, "layers": layers}, indent=1) + "\n")
+    out.write_text(json.dumps({**made, "shots": options.shots, **told}, indent=1) + "\n")
 
 
-def compare(job: PurifyJob) -> dict[str, dict[str, float]]:
-    """Return by norm the cosine, and both distances as root mean squares in running standard deviations."""
+def compare(job: PurifyJob) -> dict[str, Any]:
+    """Return what all norms say, and by norm cosines, and distances as root mean squares in running deviations."""
     defense, suspect = NFT(), job.load_suspect()
     attack: Any = job.load_attack(suspect.record, suspect.folder)
     data = job.prepare(suspect, job.shots)
@@ -58,20 +62,31 @@ def compare(job: PurifyJob) -> dict[str, dict[str, float]]:
     passes = (defense.statistics_passes, defense.statistics_momentum)
     found = excess_variance(context, model, defense.batch_size, *passes)
     assert found is not None, "expected a victim whose norms keep running statistics"
-    sizes = [int((found.layers == number).sum()) for number in range(len(layers))]
+    memory = remember(context, model, found, defense.shifted_late, defense.batch_size)
+    assert memory is not None, "expected two shots per class or more"
+    shifts = find(context, model, memory, defense.shifted_most, defense.shifted_guide, defense.batch_size)
+    assert shifts is not None
     rows = make_eval_set(suspect.task, data.train.select(shots.indices), attack, suspect.labels)
     seen = look(model, rows, attack.target_class).response
-    shifts = (seen["triggered"].mean(0) - seen["clean"].mean(0)).split(sizes)
+    count = len(memory.distance)
+    trigger = (seen["triggered"].mean(0) - seen["clean"].mean(0))[:count] / memory.spread
+    sizes = [int((found.layers == number).sum()) for number in range(len(memory.layers))]
+    parts = [part.split(sizes) for part in (memory.distance, trigger, shifts.moves)]
     told = {}
-    for (name, layer), remembered, shift in zip(layers.items(), found.shift.split(sizes), shifts, strict=True):
-        norm: Any = layer.get_base_layer()
-        triggered = shift / norm.running_var.sqrt()
+    for name, remembered, true, explained in zip(layers, *parts, strict=False):  # the last layers do not count
         told[name] = {
-            "cosine": round(float(cosine_similarity(remembered, triggered, 0)), 2),
+            "cosine": round(float(cosine_similarity(remembered, true, 0)), 2),
+            "cosine of the pattern's moves": round(float(cosine_similarity(explained, true, 0)), 2),
             "running mean": round(float(remembered.square().mean().sqrt()), 3),
-            "trigger": round(float(triggered.square().mean().sqrt()), 3),
+            "trigger": round(float(true.square().mean().sqrt()), 3),
         }
-    return told
+    return {
+        "ratio": round(memory.ratio, 3),
+        "cosine": round(float(cosine_similarity(memory.distance, trigger, 0)), 3),
+        "cosine of the pattern's moves": round(float(cosine_similarity(shifts.moves, trigger, 0)), 3),
+        **shifts.evidence(),
+        "layers": told,
+    }
 
 
 if __name__ == "__main__":

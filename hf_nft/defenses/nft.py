@@ -91,7 +91,9 @@ class NFT(Defense):
     shifted_guide: float = setting(
         20.0, "weight of how nearly these pushes move means as remembered, beside the answer's log-likelihood, >= 0"
     )
-    shifted_most: float = setting(24.0, "by how many times what means remember norms are displaced to see the answer")
+    shifted_most: float = setting(
+        24.0, "how many times what means remember norms are displaced to see the answer, >= 0"
+    )
     shifted_late: float = setting(
         0.125, "share of the masked layers, nearest the output, whose means do not count, in [0, 1)"
     )

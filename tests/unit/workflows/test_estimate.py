@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_nft.defenses import _adversary
+from hf_nft.defenses import _adversary, _shift
 from hf_nft.defenses._composites import MEETINGS, TRIED
 from hf_nft.defenses._easiest import usual_work
 from hf_nft.defenses._harm import TRIES
@@ -82,7 +82,9 @@ def test_the_work_is_what_a_run_records(image_model, image_task, image_shots, ex
     assert not keeps_statistics(image_model, 0.09), "its momentum is 0.1"
     expected = forwards(nft, image_task, not exposed, len(image_shots), 4)
     done = purify(image_model, image_task, image_shots, nft).sample_forwards
-    spared = 2 * 8 * 3 if exposed else TRIES * len(image_shots)
+    spared = 2 * 8 * 3
+    if not exposed:  # nor does anything say how these shots may vary, so that no pattern is looked for
+        spared = (TRIES + 1) * len(image_shots) + _shift.usual_work(len(image_shots), 8, math.ceil(6 / ECHOES))
     spared += 2 * len(image_shots) + TRIED + 2 * MEETINGS + 8 * math.ceil(6 / ECHOES) if composed else 0
     assert expected - spared <= done <= expected
 

@@ -55,7 +55,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "shifted whatever chance": {"shifted_within": (0.0, 1e9)},
     "shifted without a guide": {"shifted_guide": 0.0},
     "shifted less often": {"shifted": 0.4},
-    "last norms' means count": {"shifted_late": 0.0},
+    "means of the last norms count": {"shifted_late": 0.0},
     "no adversary": {"adversarial": 0.0, "adversarial_beside": 0.0},
     "adversary beside statistics as often": {"adversarial_beside": 0.6},
     "adversary whatever the window": {"adversarial_always": True},

@@ -55,7 +55,7 @@ class Shifts(Displacement):
         memory: What the running means remember.
         pushes: The pattern of the latest draw, on the inputs. It is no state of the run, see `_adversary`.
         start: The pattern against the suspect, from which each draw's begins; (1, ...) by input.
-        moves: How far norms are displaced to see the answer, in standard deviations, float32 (channels,).
+        moves: How far norms were displaced to see the answer, in standard deviations, float32 (channels,).
         answers: Mean probability of each class where norms are displaced so, float32 (classes,).
         weights: How often each shot is to be drawn, float32 (shots,), of sum 1.
         guide: Weight of the agreement with what is remembered beside the answer's log-likelihood, >= 0.
@@ -106,11 +106,6 @@ class Shifts(Displacement):
         """Whether displaced shots are given one answer often enough."""
         return float(self.answers.max()) >= TOLD
 
-    def left(self, batch_size: int) -> float:
-        """Return the mean probability of the answer to displaced shots with the masks as they are, in [0, 1]."""
-        said = _told(self.context, self.model, self.memory, self.moves, "past what masks have learnt", batch_size)
-        return float(said[self.answers.argmax()])
-
     def evidence(self) -> dict[str, Any]:
         """Return what a record says: the leading answers to displaced shots; JSON values."""
         leading = self.answers.argsort(descending=True)[:5].tolist()
@@ -140,7 +135,7 @@ def find(
     device = context.loop.accelerator.device
     pushes = Pushes(model, ground, torch.zeros(1, dtype=torch.int64, device=device))
 
-    def pattern(name: str, steps: int, guide: float | None) -> dict[str, torch.Tensor]:
+    def pattern(pushes: Pushes, name: str, steps: int, guide: float | None) -> dict[str, torch.Tensor]:
         found = context.loop.once(name, lambda: _search(context, model, memory, pushes, name, steps, guide))
         parts = found.to(device).split([shape.numel() for shape in ground.shapes.values()])
         return {name: part.view(1, *shape) for (name, shape), part in zip(ground.shapes.items(), parts, strict=True)}
@@ -148,15 +143,15 @@ def find(
     draws = torch.Generator().manual_seed(0)
     for name, vector in pushes.vectors.items():
         vector.detach().copy_(0.01 * ground.scales[name].cpu() * torch.randn(vector.shape, generator=draws))
-    start = pattern("pattern that moves means", STEPS, None)
+    start = pattern(pushes, "pattern that moves means", STEPS, None)
     with entering(model, start, torch.ones(1, device=device)):
         pushed = heard_of_shots(context, model, memory.layers, "means of pushed shots", batch_size)
     moves = most * memory.explained((pushed / memory.spread - memory.quiet).mean(0))
-    answers = _told(context, model, memory, moves, "of the suspect", batch_size)
+    answers = _told(context, model, memory, moves, batch_size)
     pushes = Pushes(model, ground, answers.argmax()[None].to(device))
     for name, vector in pushes.vectors.items():
         vector.detach().copy_(start[name])
-    start = pattern("pattern that moves means to the answer", AIMED_STEPS, guide)
+    start = pattern(pushes, "pattern that moves means to the answer", AIMED_STEPS, guide)
     only = torch.zeros_like(answers).index_fill(0, answers.argmax(), 1.0)
     weights = likely(answers_to_shots(context, model, batch_size), only)
     return Shifts(context, model, memory, pushes, start, moves, answers, weights, guide)
@@ -165,7 +160,7 @@ def find(
 def usual_work(shots: int, rows: int, draws: int) -> int:
     """Count what shifts usually take, in forward passes of one row.
 
-    Shots as they are, twice, pushed, and displaced before and after; the search; and what each draw's pattern takes.
+    Shots as they are, twice, pushed, and displaced; the search; and what each draw's pattern takes.
 
     Args:
         shots: Number of clean rows.
@@ -175,7 +170,7 @@ def usual_work(shots: int, rows: int, draws: int) -> int:
     Returns:
         The count.
     """
-    return 5 * shots + 2 * (STEPS + AIMED_STEPS) * ROWS + (2 * FURTHER + 1) * min(rows, FEW) * draws
+    return 4 * shots + 2 * (STEPS + AIMED_STEPS) * ROWS + (2 * FURTHER + 1) * min(rows, FEW) * draws
 
 
 def _search(
@@ -225,9 +220,7 @@ def _pace(pushes: Pushes) -> float:
     return PACE * float(next(iter(pushes.scales.values())))
 
 
-def _told(
-    context: Context, model: nn.Module, memory: Memory, moves: torch.Tensor, when: str, batch_size: int
-) -> torch.Tensor:
+def _told(context: Context, model: nn.Module, memory: Memory, moves: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Displace what enters each norm, and return the mean probability of each class over all shots."""
     bases: list[Any] = [layer.get_base_layer() for layer in memory.layers]
     parts = (moves * memory.spread).split([len(norm.running_mean) for norm in bases])
@@ -248,4 +241,4 @@ def _told(
                 hook.remove()
 
     set_modes(model, statistics=False, dropout=False)
-    return answers_to_shots(context, model, batch_size, f"answers to displaced shots, {when}", displaced).mean(0)
+    return answers_to_shots(context, model, batch_size, "answers to displaced shots", displaced).mean(0)

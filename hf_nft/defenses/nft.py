@@ -209,8 +209,6 @@ class NFT(Defense):
             left = found.adversary.left("what masks have learnt", self.batch_size)
             found.evidence["adversary_after"] = left
             found.doubts += () if found.seen else found.adversary.doubts(left)
-        if found.shifts:
-            found.evidence["shift_after"] = round(found.shifts.left(self.batch_size), 4)
         if self.bn_mode == "recalibrate_unmixed":
             recalibrate(context, model, self.batch_size)
         units = sum(mask.numel() for mask in learnt.values())

@@ -232,7 +232,6 @@ def test_shots_like_what_displaced_ones_are_answered_are_drawn_more(context, shi
     assert torch.allclose(shifts.answers, said.mean(0), atol=1e-3)
     leading = int(shifts.answers.argmax())
     assert next(iter(shifts.evidence()["shift_answers"])) == leading == int(shifts.pushes.aims)
-    assert shifts.left(8) == pytest.approx(float(said.mean(0)[leading]), abs=1e-3), "masks have learnt nothing yet"
     assert torch.allclose(shifts.weights, (1 - MADE_UP) / 20 + MADE_UP * own[:, leading] / own[:, leading].sum())
 
 
@@ -294,7 +293,6 @@ def test_only_a_suspect_in_which_nothing_stands_out_is_pushed(image_model, image
     assert "nothing-stands-out" in doubts
     assert blind["shifted"] == NFT().shifted
     assert list(blind["shift_answers"].values()) == sorted(blind["shift_answers"].values(), reverse=True)
-    assert 0 <= blind["shift_after"] <= 1
     far = blind["shift_ratio"]
     assert found(shifted_within=(far * 0.99, far * 1.01))[0]["shifted"] == NFT().shifted
     assert NFT().shifted_within[1] < far, "one norm's means lie a standard deviation apart, which is too far"
